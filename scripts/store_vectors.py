@@ -21,7 +21,16 @@ from numpy.typing import NDArray
 from edgeq.bundle.reader import read_bundle
 from edgeq.bundle.writer import ZIP_EPOCH, _npy, zip_entry
 from edgeq.check.bundle import golden_gate
-from edgeq.core.manifest import MANIFEST_NAME, Bundle, CudaBox, SizeRange, manifest_bytes, measure, parse_manifest
+from edgeq.core.manifest import (
+    MANIFEST_NAME,
+    Bundle,
+    CudaBox,
+    SizeRange,
+    Tensor,
+    manifest_bytes,
+    measure,
+    parse_manifest,
+)
 from edgeq.core.preprocess import PRESETS, Preprocess, apply
 from edgeq.core.results.report import GoldenSet
 from edgeq.verify.golden import compare_golden
@@ -67,7 +76,8 @@ def manifest() -> bytes:
     runtime = old.runtime.model_copy(update={"build": "mobile"})
     box = CudaBox(torch="2.15", cuda=None, compiled_for=None, least_capability=None)
     height = SizeRange(axis=2, name="height", least=16, most=32, step=16)
-    inputs = (old.inputs[0].model_copy(update={"varying": (height,)}),)
+    state = Tensor.model_validate(old.outputs[0].model_dump() | {"name": "h", "fed_from": 0})
+    inputs = (old.inputs[0].model_copy(update={"varying": (height,)}), state)
     changes = {"golden": golden, "runtime": runtime, "cuda": box, "dynamic_batch": True}
     changes |= {"inputs": inputs, "planned_memory_bytes": 4096}
     return manifest_bytes(old.model_copy(update=changes))

@@ -122,7 +122,7 @@ def sqnr_db(expected, output):
 floor_db, failed, times_ms = manifest["golden"]["sqnr_floor_db"], False, []
 for sample in range(manifest["golden"]["samples"]):
     inputs = [model_input(golden["input_" + tensor["name"]][sample], tensor) for tensor in manifest["inputs"]]
-    for _ in range(20):
+{feeding}    for _ in range(20):
         start = time.perf_counter()
         outputs = run(inputs)
         times_ms.append((time.perf_counter() - start) * 1e3)
@@ -136,6 +136,15 @@ sys.exit(1 if failed else 0)
 '''
 
 
+# of a model with state: the samples are steps of one sequence
+_FEEDING = """\
+    if sample:  # an input that is a state takes what the step before has left, outputs[i]
+        states = [(i, tensor["fed_from"]) for i, tensor in enumerate(manifest["inputs"]) if "fed_from" in tensor]
+        for i, source in states:
+            inputs[i] = np.array(outputs[source])  # a copy: some runtimes use the same memory for each call
+"""
+
+
 def has_example(target: TargetProfile) -> bool:
     """Whether bundles of the target hold the script: boards have Python, phones have not.
 
@@ -145,12 +154,13 @@ def has_example(target: TargetProfile) -> bool:
     return is_board and target.runtime in _LOADING
 
 
-def example_script(target: TargetProfile, artifact: str) -> str:
+def example_script(target: TargetProfile, artifact: str, *, has_state: bool = False) -> str:
     """Return the script for a target of `has_example`.
 
     Args:
         target: names the runtime, the oldest version in the field and the threads.
         artifact: the file's name.
+        has_state: whether inputs are fed from outputs of the step before.
     """
     major_minor = ".".join(target.app.oldest.split(".")[:2])
     package, _, more = _PACKAGES[target.runtime].partition(" ")
@@ -161,4 +171,5 @@ def example_script(target: TargetProfile, artifact: str) -> str:
         loading=_LOADING[target.runtime].format(artifact=artifact, threads=threads),
         arithmetic=arithmetic_source(),
         threads=threads,
+        feeding=_FEEDING if has_state else "",
     )

@@ -74,7 +74,8 @@ def write_bundle(item: BundleInput, folder: Path) -> str:
             files.append(_entry(Path(shutil.copyfile(companion, folder / companion.name)), role))
         if has_example(item.target):
             example = folder / EXAMPLE_NAME
-            example.write_text(example_script(item.target, artifact.name), encoding="utf-8")
+            has_state = any(spec.fed_from is not None for spec in item.inputs.model.inputs)
+            example.write_text(example_script(item.target, artifact.name, has_state=has_state), encoding="utf-8")
             files.append(_entry(example, "example"))
         manifest = manifest_from(item, files)
         data = manifest_bytes(manifest)
@@ -250,6 +251,7 @@ def _tensor(spec: TensorSpec, preprocess: Preprocess | None) -> Tensor:
             "shape": spec.shape,
             "preprocessing": preprocess,
             "varying": tuple(dataclasses.asdict(one) for one in spec.varying),
+            "fed_from": spec.fed_from,
         }
     )
 

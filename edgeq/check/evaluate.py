@@ -14,6 +14,7 @@ from edgeq.check.artifact import (
     with_reuse,
 )
 from edgeq.check.device import device_gates
+from edgeq.check.drift import STATE, state_gates
 from edgeq.check.fidelity import CLASS_DROP, FIDELITY, floor_gates
 from edgeq.check.gate import unverified
 from edgeq.check.gates import GATES, PREPROCESSING, Command, allowed_unmeasured
@@ -28,6 +29,7 @@ from edgeq.core.errors import UsageError, nearest
 from edgeq.core.results.artifact import Artifact, Inputs
 from edgeq.core.results.measured import Timing, VerifyReport
 from edgeq.core.results.report import CheckReport, Gate, PackageResult
+from edgeq.core.samples import state_specs
 from edgeq.core.system import host_arch
 from edgeq.core.targets import TargetProfile
 
@@ -115,6 +117,7 @@ def check(
         *(equivalence_gates(lowered, scheme, verified.parity) if has_graph else ()),
         outputs_gate(verified),
         *sizes_gates(scheme, verified),
+        *state_gates(verified, options, has_state=bool(state_specs(inputs.model.inputs))),
         *graph_gates(verified),
         *floor_gates(scheme, verified, options),
         *preprocessing_gates(inputs.unapplied),
@@ -197,12 +200,16 @@ def check_again(row: PackageResult, target: TargetProfile, options: GateOptions,
     own = [
         dataclasses.replace(gate, outcome="unverified") if gate.outcome == "allowed" else gate
         for gate in row.gates
-        if not _is_asked(gate) and gate.name not in (FIDELITY, CLASS_DROP)
+        if not _is_asked(gate) and gate.name not in (FIDELITY, CLASS_DROP, STATE)
     ]
     order = list(GATES)  # `check` lists the artifact's own gates in this order
     place = sum(order.index(gate.name) < order.index(FIDELITY) for gate in own)
+    before_state = sum(order.index(gate.name) < order.index(STATE) for gate in own)
+    has_state = any(gate.name == STATE for gate in row.gates)
     gates = [
-        *own[:place],
+        *own[:before_state],
+        *state_gates(verified, options, has_state=has_state),
+        *own[before_state:place],
         *floor_gates(row.scheme, verified, options),
         *own[place:],
         *asked_gates(verified, target, options, size_bytes=row.size_bytes, download_bytes=download_bytes),

@@ -344,6 +344,8 @@ def needed_for_drop(fidelity: Fidelity, limit_pp: float) -> str:
     """Return a text with the number of samples that could prove a drop within a limit; "" where no number could."""
     count = fidelity.samples if fidelity.distinct is None else fidelity.distinct
     drop = fidelity.drop_pp
+    if drop is not None and drop.high == math.inf:
+        return "one sample, or one sequence of steps, has no interval: give several"
     if fidelity.lost is None and drop is not None and drop.estimate < limit_pp < drop.high:
         # a score of the whole set: its interval shrinks with the root of the number of samples
         enough = math.ceil(count * ((drop.high - drop.estimate) / (limit_pp - drop.estimate)) ** 2)

@@ -12,6 +12,7 @@ from typing import Literal
 
 from edgeq.check.artifact import EQUIVALENCE, SIZES
 from edgeq.check.device import DEVICE_GATE
+from edgeq.check.drift import STATE
 from edgeq.check.fidelity import FIDELITY
 from edgeq.check.limits import INSTRUCTIONS_GATE
 from edgeq.check.stores import store_limits
@@ -51,7 +52,9 @@ _VERIFICATION, _ACCURACY = ExitCode.VERIFICATION, ExitCode.ACCURACY
 
 
 def _limit_commands(name: str) -> tuple[Command, ...]:
-    """Return the commands that judge a limit: churn needs a shipped model, and so a release."""
+    """Return the commands that judge a limit: churn needs a shipped model, and so a release; drift needs fp32."""
+    if name == "drift":
+        return _PACKAGE
     return ("ota release",) if name in ("delta", "flips") else ("package", "verify", "ota release")
 
 
@@ -73,6 +76,12 @@ GATES: MappingProxyType[str, GateKind] = MappingProxyType(
             _VERIFICATION,
             ("package", "verify"),
             "the artifact at the smallest, middle and largest of the sizes that vary",
+            may_stay_unmeasured=True,
+        ),
+        STATE: _kind(
+            _ACCURACY,
+            _PACKAGE,
+            "the artifact of a model with state, fed with its own state over 1,000 steps, stays with fp32",
             may_stay_unmeasured=True,
         ),
         "graph": _kind(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from edgeq.check.drift import growth_of
 from edgeq.check.fidelity import needed_for_drop, proves_changes, score_is_share, unproven_drop, worst_part
 from edgeq.check.gate import at_least, at_most, unverified
 from edgeq.core.config import GateOptions
@@ -114,6 +115,8 @@ def _value(name: LimitName, limit: float, measured: Measured) -> tuple[float | N
         if value <= limit:
             return None, f"{only.why}; the converted graph is within the limit: {format_quantity(value, 'pp')}, {note}"
         return value, f"of the converted graph, {note}"
+    if name == "drift":
+        return growth_of(measured.verified.drift, limit)
     if name in ("sqnr", "agreement"):
         return _likeness(name, measured)
     if LIMITS[name].measured_by == "release":

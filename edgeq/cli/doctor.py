@@ -134,7 +134,7 @@ class Finding:
 
 _OPTIONS = ConfigOptions(
     keys=(
-        *("model", "weights", "inputs", "targets", "trust_source", "ignore_extra_weights", "seed"),
+        *("model", "weights", "inputs", "state", "targets", "trust_source", "ignore_extra_weights", "seed"),
         *("data.calibration", "data.preprocess", "data.skip_bad_images"),
     ),
     docs={

@@ -32,7 +32,7 @@ SCHEMA_VERSION = 1
 
 _OPTIONS = ConfigOptions(
     keys=(
-        *("model", "targets", "name", "weights", "inputs", "input_dtype", "trust_source", "seed", "observer"),
+        *("model", "targets", "name", "weights", "inputs", "state", "input_dtype", "trust_source", "seed", "observer"),
         "keep_fp32",
         *("data.calibration", "data.preprocess", "data.lint", "data.skip_bad_images", "data.num_calibration_samples"),
         *("data.evaluation", "data.metric", "data.labels"),

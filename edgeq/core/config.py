@@ -250,6 +250,13 @@ class Limits:
         str | None, Doc("Signal-to-quantization-noise ratio of the outputs against fp32, at least: 30dB.")
     ] = None
     agreement: Annotated[str | None, Doc("Share of samples with the top-1 class of fp32, at least: 99%.")] = None
+    drift: Annotated[
+        str | None,
+        Doc(
+            "Growth of the error against fp32 over 1,000 steps of a model with --state, from the second quarter to the "
+            "last: 3dB."
+        ),
+    ] = None
     latency: Annotated[
         str | None,
         Doc(
@@ -445,6 +452,16 @@ class RunConfig:
             default="the factory's example_inputs()",
         ),
     ] = ()
+    state: Annotated[
+        tuple[str, ...],
+        Flag("--state", "INPUT=OUTPUT"),
+        MORE_MODEL,
+        Doc(
+            "Input of a streaming model that is fed from an output of the step before, by name or index: h=h_out; "
+            "repeatable. It starts at zero, or as the data give it.",
+            default="none",
+        ),
+    ] = ()
     input_dtype: Annotated[
         InputDtype | None,
         Flag("--input-dtype", "uint8"),
@@ -581,7 +598,7 @@ class PackageConfig(RunConfig):
         NotInKey(_JUDGED_AGAIN),
         Doc(
             "Limit that a gate enforces: size=5MB, download=4MB, accuracy_drop=0.5pp, sqnr=30dB, agreement=99%, "
-            "latency=40ms, peak_memory=120MB, load=300ms; repeatable."
+            "drift=3dB, latency=40ms, peak_memory=120MB, load=300ms; repeatable."
         ),
     ] = Limits()
     limit_on: Annotated[

@@ -118,6 +118,12 @@ class Tensor(Strict):
         exclude_if=lambda varying: not varying,
         description="the sizes that vary; `shape` has their largest values; absent where none does",
     )
+    fed_from: Count | None = Field(
+        default=None,
+        exclude_if=lambda index: index is None,
+        description="of an input that is a state: the index of the output whose last value it is; absent for others. "
+        "The golden samples are then the first steps of a sequence",
+    )
 
     def model_post_init(self, _context: object) -> None:
         """Check that the ranges belong to the shape."""
@@ -133,6 +139,11 @@ class Tensor(Strict):
     def shape_text(self) -> str:
         """Return "[1, 8..128]"."""
         return shape_text(self.shape, self.varying_sizes())
+
+    def text(self) -> str:
+        """Return "float32 [1, 8..128]", and for a state the output that it is fed from."""
+        fed = "" if self.fed_from is None else f" fed from output {self.fed_from}"
+        return f"{self.dtype} {self.shape_text()}{fed}"
 
 
 class CudaBox(Strict):
@@ -372,6 +383,14 @@ class Manifest(Strict):
         names = [name.lower() for name in (*(entry.path for entry in self.files), MANIFEST_NAME, *REPORT_NAMES)]
         if len(set(names)) != len(names):
             raise ValueError("two files share a name, or use that of the manifest or a report")
+        for one in self.inputs:
+            if one.fed_from is None:
+                continue
+            source = self.outputs[one.fed_from] if one.fed_from < len(self.outputs) else None
+            if source is None or (source.dtype, source.shape) != (one.dtype, one.shape) or one.varying:
+                raise ValueError(f"the state {one.name} does not fit the output that it is fed from")
+        if all(one.fed_from is not None for one in self.inputs):
+            raise ValueError("every input is a state")
         if self.accepted != all(gate.outcome in ("ok", "allowed") for gate in self.gates):
             raise ValueError("`accepted` contradicts the gates")
 
@@ -482,7 +501,7 @@ def contract_change(old: Manifest, new: Manifest) -> str:
 
 
 def _tensors(tensors: tuple[Tensor, ...]) -> str:
-    return ", ".join(f"{one.name} {one.dtype} {one.shape_text()}" for one in tensors)
+    return ", ".join(f"{one.name} {one.text()}" for one in tensors)
 
 
 def _preprocessing(manifest: Manifest) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from edgeq.core.arrays import NDArray, np
-from edgeq.core.errors import UsageError
+from edgeq.core.errors import UsageError, VerificationError
 from edgeq.core.results.model import TensorSpec, VaryingSize
 
 Outputs = tuple["NDArray[Any]", ...]
@@ -22,7 +22,10 @@ class Sample:
         raw: the arrays before preprocessing, as an app has them (uint8 [H, W, C] for an image).
         label: a class index, or a value of any type for the user's metric; None if there is none.
         name: where it comes from (a file, or an index), for messages.
-        digest: SHA-256 of the raw arrays, to find repeats and samples that two sets share.
+        digest: SHA-256 of the raw arrays, to find repeats and samples that two sets share; of a step, that of its
+            sequence with the step's number behind.
+        sequence: of a step of a model with state, the digest of its sequence; "" for other models.
+        step: the step's number in its sequence.
     """
 
     inputs: tuple[NDArray[Any], ...]
@@ -30,6 +33,25 @@ class Sample:
     label: Any
     name: str
     digest: str
+    sequence: str = ""
+    step: int = 0
+
+    @property
+    def source(self) -> str:
+        """What tells a sample from those that it has nothing to do with: the digest of its sequence, or its own."""
+        return self.sequence or self.digest
+
+    def follows(self, other: Sample | None) -> bool:
+        """Whether it is the step after another one of the same sequence."""
+        return (
+            other is not None
+            and bool(self.sequence)
+            and (self.sequence, self.step)
+            == (
+                other.sequence,
+                other.step + 1,
+            )
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,3 +280,132 @@ def _most(one: VaryingSize) -> int:
     if one.most is None:
         raise ValueError(f"{one.name} has no bound")
     return one.most
+
+
+# --- Models with state: inputs that are fed from outputs of the step before. Data are sequences; what the steps of
+# edgeq take are the single steps of these, in order, each with the state that the float model had reached.
+
+
+_SEQUENCES_KEPT = 4  # unrolled, since samples are mostly read in order
+
+
+def state_specs(specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+    """Return the inputs that are states."""
+    return tuple(spec for spec in specs if spec.fed_from is not None)
+
+
+def data_specs(specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+    """Return the inputs that data are given for at every step: all but the states."""
+    return tuple(spec for spec in specs if spec.fed_from is None)
+
+
+class Feedback:
+    """Gives each step the state that the step before has left.
+
+    The first step of a sequence, and any other step that does not follow the last one, keeps its own state.
+    """
+
+    def __init__(self, specs: Sequence[TensorSpec]) -> None:
+        self._sources = [spec.fed_from for spec in specs]
+        self._last: Sample | None = None
+        self._outputs: Outputs = ()
+
+    def fed(self, batch: Batch) -> Batch:
+        """Return the batch as it is to run: the same one where no input is a state, or no step came before."""
+        (sample, *_) = batch.samples
+        if not sample.follows(self._last):
+            return batch
+        inputs = self._with_state(batch.inputs)
+        pairs = zip(self._sources, sample.raw, inputs, strict=True)
+        raw = tuple(given if source is None else array for source, given, array in pairs)
+        return replace(batch, inputs=inputs, samples=(replace(sample, inputs=inputs, raw=raw),))
+
+    def took(self, batch: Batch, outputs: Outputs) -> None:
+        """Keep the state that a batch has left."""
+        self._last, self._outputs = batch.samples[-1], outputs
+
+    def _with_state(self, inputs: Outputs) -> Outputs:
+        fed = list(inputs)
+        for index, source in enumerate(self._sources):
+            if source is None:
+                continue
+            state = self._outputs[source]
+            if (state.dtype, state.shape) != (fed[index].dtype, fed[index].shape):
+                came, takes = (f"{array.dtype} {list(array.shape)}" for array in (state, fed[index]))
+                what = f"output {source} is {came}, but the input that it is fed to takes {takes}"
+                raise VerificationError(what, "use another scheme or target, or omit --state")
+            fed[index] = state
+        return tuple(fed)
+
+
+def run_in_order(
+    data: Iterable[Batch], specs: Sequence[TensorSpec], run: Callable[[Batch], Outputs]
+) -> Iterator[tuple[Batch, Batch, Outputs]]:
+    """Yield each batch of the data, the batch that ran in its place, and what it gave.
+
+    The two differ for a model with state: what runs has the state that it has left itself at the step before.
+    """
+    feedback = Feedback(specs)
+    for batch in data:
+        fed = feedback.fed(batch)
+        outputs = run(fed)
+        feedback.took(fed, outputs)
+        yield batch, fed, outputs
+
+
+def unrolled(sequences: Dataset, specs: Sequence[TensorSpec], run: Callable[[Batch], Outputs] | None) -> Dataset:
+    """Return the steps of sequences, in order, each a sample of the inputs' full shapes.
+
+    Args:
+        sequences: samples of [steps, ...] for each input that is not a state, and of one value for each state; labels
+            have one entry for each step.
+        specs: the model's inputs.
+        run: the float model, which gives the states after the first step; None without one: these steps then
+            have the state that the sequence starts from.
+    """
+    lengths = [len(_first_data(sample, specs)) for sample in sequences]
+    ends = np.cumsum(lengths)
+    kept: dict[int, list[Sample]] = {}
+
+    def read(i: int) -> Sample:
+        if not 0 <= i < int(ends[-1]):
+            raise IndexError(i)
+        index = int(np.searchsorted(ends, i, side="right"))
+        if index not in kept:
+            while len(kept) >= _SEQUENCES_KEPT:
+                kept.pop(next(iter(kept)))
+            kept[index] = _steps(sequences.read(index), specs, run)
+        return kept[index][i - int(ends[index]) + lengths[index]]
+
+    return replace(sequences, count=int(ends[-1]) if lengths else 0, read=read)
+
+
+def _first_data(sample: Sample, specs: Sequence[TensorSpec]) -> NDArray[Any]:
+    return next(array for array, spec in zip(sample.inputs, specs, strict=True) if spec.fed_from is None)
+
+
+def _steps(sequence: Sample, specs: Sequence[TensorSpec], run: Callable[[Batch], Outputs] | None) -> list[Sample]:
+    def at(arrays: Outputs, step: int) -> Outputs:
+        return tuple(array[step] if spec.fed_from is None else array for array, spec in zip(arrays, specs, strict=True))
+
+    feedback = Feedback(specs)
+    found = []
+    pairs = list(zip(sequence.raw, sequence.inputs, strict=True))
+    for step in range(len(_first_data(sequence, specs))):
+        inputs, raw = at(sequence.inputs, step), at(sequence.raw, step)
+        sample = Sample(
+            inputs=inputs,
+            # what was not preprocessed stays the same object, which says so
+            raw=tuple(inputs[i] if given is ready else raw[i] for i, (given, ready) in enumerate(pairs)),
+            label=None if sequence.label is None else sequence.label[step],
+            name=f"{sequence.name} step {step}",
+            digest=f"{sequence.digest}{step:08x}",
+            sequence=sequence.digest,
+            step=step,
+        )
+        batch = Batch(inputs=sample.inputs, samples=(sample,))
+        if run is not None:
+            batch = feedback.fed(batch)
+            feedback.took(batch, run(batch))
+        found.append(batch.samples[0])
+    return found

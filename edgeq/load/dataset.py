@@ -46,7 +46,8 @@ def open_dataset(
 ) -> tuple[Dataset, tuple[str, ...]]:
     """Return the samples that `origin` names, and the names of images that were skipped as bad.
 
-    The first sample is read, so that data that does not fit the model fails at once.
+    For a model with state they are sequences, as `unrolled` of core/samples.py takes them. The first sample is read, so
+    that data that does not fit the model fails at once.
 
     Args:
         origin: an image folder, an .npz or .npy file, file.py:function or pkg.mod:function.
@@ -66,10 +67,15 @@ def open_dataset(
     path = Path(origin)
     skipped: tuple[str, ...] = ()
     if _is(path, Path.is_dir, role):
+        if reading.states:
+            what = f"{_OPTION[role]}: a model with --state takes sequences, but {origin} is a folder of images"
+            raise UsageError(what, "give an .npz or .npy file of [samples, steps, …] arrays, or file.py:function")
         data, skipped = open_images(path, wanted, skip_bad=options.skip_bad_images)
     else:
         data = _open_arrays(path, origin, wanted, role)
     first = data.read(0)
+    if reading.states:  # whose steps were checked one by one
+        return data, skipped
     for array, spec in zip(first.inputs, specs, strict=True):
         fits = spec.takes(array.shape) or spec.takes(array.shape, without=0)
         if str(array.dtype) != spec.dtype or not fits:
@@ -217,10 +223,9 @@ def _arrays(values: dict[Any, Any], origin: str) -> dict[str, NDArray[Any]]:
 
 
 def _from_arrays(arrays: dict[str, NDArray[Any]], origin: str, wanted: Wanted) -> Dataset:
-    specs = wanted.reading.specs
     columns = dict(arrays)
-    labels = None if any(spec.name == LABELS for spec in specs) else columns.pop(LABELS, None)
-    columns = check_names(columns, specs, origin)
+    labels = None if any(spec.name == LABELS for spec in wanted.reading.specs) else columns.pop(LABELS, None)
+    columns = check_names(columns, wanted.reading, origin)
     count = _length({**columns, **({} if labels is None else {LABELS: labels})}, origin)
     classes = labels.tolist() if labels is not None and labels.ndim == 1 and labels.dtype.kind in "iu" else None
     chosen = choose(count, limit=wanted.limit, seed=wanted.seed, classes=classes)
@@ -259,7 +264,7 @@ def _is_indexed(value: Any) -> bool:
 
 def _from_items(returned: Any, function: UserFunction, wanted: Wanted) -> Dataset:
     """Read an iterable of samples: dicts, (inputs, label) pairs, or inputs alone."""
-    spec, specs = function.spec, wanted.reading.specs
+    spec, specs = function.spec, wanted.reading.given
     with function.guard():
         items = returned if _is_indexed(returned) else list(islice(returned, wanted.limit))
         count = len(items)
@@ -287,7 +292,7 @@ def _from_items(returned: Any, function: UserFunction, wanted: Wanted) -> Datase
         if labelled != bool(label):
             raise UsageError(f"{name}: expected a label for every sample or for none", "give each sample its 'y'")
         arrays = {str(key): as_array(value, name) for key, value in values.items()}
-        columns = check_names(arrays, specs, name)
+        columns = check_names(arrays, wanted.reading, name)
         return to_sample(columns, label_of(label[0]) if label else None, name, wanted.reading)
 
     return _dataset(spec, len(chosen), read, wanted, labelled=labelled)

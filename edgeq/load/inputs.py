@@ -232,6 +232,93 @@ def random_inputs(
     return Dataset(origin=f"random inputs (seed {seed})", count=count, read=read)
 
 
+def random_sequences(
+    specs: Sequence[TensorSpec], count: int, steps: int, seed: int, value_range: tuple[float, float] | None
+) -> Dataset:
+    """Return seeded sequences for a model with state, as `unrolled` takes them, from states of zeros.
+
+    Args:
+        specs: the model's inputs.
+        count: how many sequences.
+        steps: of each.
+        seed: step j of sequence i depends on the seed, i and j alone.
+        value_range: as for `random_inputs`.
+
+    Raises:
+        UsageError: the seed is negative.
+    """
+    drawn = random_inputs(specs, count * steps, seed, value_range)
+
+    def read(i: int) -> Sample:
+        rows = [drawn.read(i * steps + step).inputs for step in range(steps)]
+        arrays = tuple(
+            np.stack([row[index] for row in rows]) if spec.fed_from is None else np.zeros(spec.shape, spec.dtype)
+            for index, spec in enumerate(specs)
+        )
+        return Sample(inputs=arrays, raw=arrays, label=None, name=f"random[{i}]", digest=sample_digest(arrays))
+
+    return Dataset(origin=drawn.origin, count=count, read=read)
+
+
+def parse_states(texts: Sequence[str]) -> dict[str, str]:
+    """Return the outputs that texts of `--state` name, by name or index, by the name of the input that each is fed to.
+
+    Raises:
+        UsageError: a text without both names, or an input that is named twice.
+    """
+    found: dict[str, str] = {}
+    for text in texts:
+        name, _, output = (part.strip() for part in text.partition("="))
+        if not name or not output:
+            what = f"--state {text!r}: expected the name of an input, =, and the name or index of an output"
+            raise UsageError(what, "write --state h=h_out, or --state h=1 for the second output")
+        if name in found:
+            what = f"--state {text!r}: input {name!r} is fed from {found[name]} already"
+            raise UsageError(what, "give each state once")
+        found[name] = output
+    return found
+
+
+def with_states(model: LoadedModel, texts: Sequence[str], outputs: Sequence[TensorSpec]) -> LoadedModel:
+    """Return the model with its states marked, as texts of `--state` say.
+
+    Args:
+        model: the model with its inputs.
+        texts: of `--state`.
+        outputs: those of the float model.
+
+    Raises:
+        UsageError: an input or output that the model does not have, two of unlike shapes or dtypes, sizes that vary, or
+            nothing but states.
+    """
+    if not texts:
+        return model
+    if varying := [one.name for spec in model.inputs for one in spec.varying if one.most is not None]:
+        what = f"--state needs inputs of one size, but {', '.join(dict.fromkeys(varying))} varies"
+        raise UsageError(what, "give fixed sizes in --input: those of one step")
+    by_name = {spec.name: spec for spec in model.inputs}
+    names = model.output_names or tuple(spec.name for spec in outputs)
+    marked = dict(by_name)
+    for name, wanted in parse_states(texts).items():
+        if name not in by_name:
+            what = f"--state {name}={wanted}: the model has no input {name!r}.{nearest(name, by_name)}"
+            raise UsageError(what, f"its inputs are {', '.join(by_name)}")
+        known = {text: i for i in range(len(names)) for text in (str(i), f"output{i}")}
+        known |= {one: i for i, one in enumerate(names)}
+        if wanted not in known:
+            what = f"--state {name}={wanted}: the model has no output {wanted!r}.{nearest(wanted, names)}"
+            raise UsageError(what, f"its outputs are {', '.join(names)}; an index counts from 0")
+        spec, output = by_name[name], outputs[known[wanted]]
+        if (spec.dtype, spec.shape) != (output.dtype, output.shape):
+            what = f"--state {name}={wanted}: the input takes {spec.dtype} {list(spec.shape)}, but the output is"
+            fix = "name the output that is the next value of this input; a cache that grows must drop its oldest values"
+            raise UsageError(f"{what} {output.dtype} {list(output.shape)}", fix)
+        marked[name] = replace(spec, fed_from=known[wanted])
+    if all(spec.fed_from is not None for spec in marked.values()):
+        raise UsageError("--state names every input, so that data have nothing to give", "leave out what data give")
+    return replace(model, inputs=tuple(marked.values()))
+
+
 def _range_of(
     spec: TensorSpec, specs: Sequence[TensorSpec], value_range: tuple[float, float] | None
 ) -> tuple[float, float]:

@@ -14,7 +14,7 @@ from edgeq.core.arrays import NDArray, np
 from edgeq.core.preprocess import Preprocess
 from edgeq.core.results.model import TensorSpec
 from edgeq.core.results.report import DataFinding
-from edgeq.core.samples import Dataset, Sample
+from edgeq.core.samples import Dataset, Sample, data_specs
 from edgeq.load.images import few
 from edgeq.load.inputs import takes_preprocessed
 
@@ -54,6 +54,7 @@ class _Survey:
     class_names: tuple[str, ...]
     count: int = 0
     names: dict[str, str] = field(default_factory=dict)  # by digest
+    sources: dict[str, str] = field(default_factory=dict)  # by digest, what the sample is a part of
     classes: set[int] = field(default_factory=set)
     repeats: list[str] = field(default_factory=list)
     constant: list[str] = field(default_factory=list)
@@ -88,7 +89,8 @@ class LintSpec:
 
     def ranges(self) -> dict[str, Range]:
         """Return the values that an input may hold, by its name; none where no range is known."""
-        return {spec.name: span for spec in self.specs if (span := self._range(spec))}
+        specs = data_specs(self.specs)  # a state has the range that the model gives it
+        return {spec.name: span for spec in specs if (span := self._range(spec))}
 
     def _range(self, spec: TensorSpec) -> Range | None:
         if spec.dtype.startswith("float"):
@@ -136,7 +138,8 @@ def lint(
 
 
 def _shared_finding(ours: _Survey, theirs: _Survey) -> DataFinding | None:
-    shared = [name for digest, name in ours.names.items() if digest in theirs.names]
+    known = {*theirs.sources.values()}
+    shared = [name for digest, name in ours.names.items() if ours.sources[digest] in known]
     if not shared:
         return None
     return ours.finding("shared-with-evaluation", shared, "are also in the evaluation data", is_certain=True)
@@ -147,6 +150,7 @@ def _survey(dataset: Dataset, title: str, spec: LintSpec) -> _Survey:
     seen = _Survey(title=title, class_names=dataset.class_names)
     for sample in dataset:
         seen.count += 1
+        seen.sources[sample.digest] = sample.source
         if seen.names.setdefault(sample.digest, sample.name) != sample.name:
             seen.repeats.append(sample.name)
         if title == "calibration":  # a blank or noisy image does an average no harm, but a range

@@ -24,7 +24,7 @@ from edgeq.core.config import DataConfig
 from edgeq.core.errors import UsageError, first_line
 from edgeq.core.preprocess import Preprocess
 from edgeq.core.results.model import TensorSpec
-from edgeq.core.samples import Dataset
+from edgeq.core.samples import Dataset, data_specs, state_specs
 from edgeq.core.system import available_bytes
 from edgeq.core.units import format_bytes
 from edgeq.load import dataset
@@ -144,6 +144,8 @@ class LiveData:
         vars(sys.modules[self._module])["data"] = lambda: self._values(specs)
 
     def _values(self, specs: Sequence[TensorSpec]) -> Any:
+        is_streaming = bool(state_specs(specs))
+        specs = data_specs(specs)
         if callable(self._value) and not isinstance(self._value, Iterable) and not _is_indexed(self._value):
             self._value = self._value()
         value = self._value
@@ -158,13 +160,16 @@ class LiveData:
             inputs, labels = value
             return (by_name(inputs, specs) if isinstance(inputs, tuple | list) else inputs), labels
         # torch's Datasets have an index and are no sequences
-        if _is_indexed(value) and not isinstance(value, Sequence) and len(value) and not _is_batch(value[0], specs):
-            return _Lazy(value, specs)
+        is_map = _is_indexed(value) and not isinstance(value, Sequence) and len(value)
+        if is_map and (is_streaming or not _is_batch(value[0], specs)):
+            return _Lazy(value, specs, is_streaming=is_streaming)
         if not isinstance(value, Iterable) and not _is_indexed(value):
             raise UsageError(f"cannot take data from a {type(value).__name__}", FORMS)
         if self._rest is None:
             items = value if isinstance(value, Iterable) else (value[i] for i in range(len(value)))
-            self._rest = itertools.chain.from_iterable(_records(item, specs) for item in items)
+            self._rest = itertools.chain.from_iterable(
+                _records(item, specs, is_streaming=is_streaming) for item in items
+            )
         # what may be drawn from is known as a whole; a stream is read as far as it is needed
         return list(self._read()) if isinstance(value, Sequence) else self._read()
 
@@ -185,15 +190,16 @@ class LiveData:
 class _Lazy:
     """A map-style dataset whose items are samples: read when they are needed."""
 
-    def __init__(self, items: Any, specs: Sequence[TensorSpec]) -> None:
+    def __init__(self, items: Any, specs: Sequence[TensorSpec], *, is_streaming: bool) -> None:
         self._items = items
         self._specs = specs
+        self._is_streaming = is_streaming
 
     def __len__(self) -> int:
         return len(self._items)
 
     def __getitem__(self, index: int) -> Record:
-        return next(_records(self._items[index], self._specs))
+        return next(_records(self._items[index], self._specs, is_streaming=self._is_streaming))
 
 
 def _is_indexed(value: Any) -> bool:
@@ -214,8 +220,8 @@ def _is_batch(item: Any, specs: Sequence[TensorSpec]) -> bool:
     return first is not None and first.ndim == len(specs[0].shape)
 
 
-def _records(item: Any, specs: Sequence[TensorSpec]) -> Iterator[Record]:
-    """Yield the samples of an item: one, or each of a batch.
+def _records(item: Any, specs: Sequence[TensorSpec], *, is_streaming: bool) -> Iterator[Record]:
+    """Yield the samples of an item: one, or each of a batch. Of a model with state, an item is one sequence.
 
     Raises:
         UsageError: arrays of different lengths in a batch, or an item of another form.
@@ -226,7 +232,7 @@ def _records(item: Any, specs: Sequence[TensorSpec]) -> Iterator[Record]:
             ("the model has an input named 'y', which is the name of the labels"), "rename that input of forward"
         )
     arrays: dict[str, NDArray[Any]] = {key: as_array(value, f"input {key!r}") for key, value in inputs.items()}
-    if not _is_batch(item, specs):
+    if is_streaming or not _is_batch(item, specs):
         yield {**arrays, **({LABELS: labels[0]} if labels else {})}
         return
     if labels and not hasattr(labels[0], "__len__"):

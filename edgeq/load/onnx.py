@@ -82,8 +82,7 @@ def read_onnx(path: Path) -> Any:
 
 def output_specs(path: Path) -> tuple[TensorSpec, ...]:
     """Return the outputs that a file states; a dimension that it leaves open is 1."""
-    values = read_onnx(path).graph.output
-    return tuple(_described(value, f"output{i}", path) for i, value in enumerate(values))
+    return tuple(_described(value, value.name, path) for value in read_onnx(path).graph.output)
 
 
 def gives_probability(path: Path) -> bool:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from edgeq.core.arrays import NDArray, np
 from edgeq.core.errors import UsageError, first_line, nearest
 from edgeq.core.preprocess import Preprocess, apply
 from edgeq.core.results.model import TensorSpec
-from edgeq.core.samples import Sample
+from edgeq.core.samples import Sample, data_specs, state_specs
 from edgeq.core.units import counted
 from edgeq.load.selection import sample_digest
 
@@ -26,13 +26,23 @@ class Reading:
     """How records are read.
 
     Attributes:
-        specs: the model's inputs.
+        specs: the model's inputs; where some are states, a record is a sequence of steps.
         preprocess: applied to uint8 images for inputs of the dtype that it gives; None where arrays are fed as they
             are.
     """
 
     specs: tuple[TensorSpec, ...]
     preprocess: Preprocess | None
+
+    @property
+    def given(self) -> tuple[TensorSpec, ...]:
+        """The inputs that data must have arrays for: all but the states."""
+        return data_specs(self.specs)
+
+    @property
+    def states(self) -> tuple[str, ...]:
+        """The names of the states, which data may have the first values of."""
+        return tuple(spec.name for spec in state_specs(self.specs))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,24 +116,24 @@ def by_name(inputs: Sequence[Any], specs: Sequence[TensorSpec]) -> Record:
     return {spec.name: value for spec, value in zip(specs, inputs, strict=True)}
 
 
-def check_names(
-    columns: Mapping[str, NDArray[Any]], specs: Sequence[TensorSpec], where: str
-) -> dict[str, NDArray[Any]]:
-    """Return the arrays by input name; a model with one input takes one array of any name.
+def check_names(columns: Mapping[str, NDArray[Any]], reading: Reading, where: str) -> dict[str, NDArray[Any]]:
+    """Return the arrays by input name; a model with one input takes one array of any name. States may be missing.
 
     Raises:
         UsageError: names that are not the model's inputs.
     """
-    names = [spec.name for spec in specs]
+    names = [spec.name for spec in reading.given]
+    states = {name: array for name, array in columns.items() if name in reading.states}
+    columns = {name: array for name, array in columns.items() if name not in states}
     if len(names) == 1 and len(columns) == 1:
-        return {names[0]: next(iter(columns.values()))}
+        return {names[0]: next(iter(columns.values())), **states}
     if set(columns) != set(names):
         came = ", ".join(name or "one without a name" for name in columns) or "none"
         unknown = [name for name in columns if name not in names]
         hint = nearest(unknown[0], names) if unknown else ""
         what = f"{where}: expected arrays for the model's inputs {', '.join(names)}; got {came}.{hint}"
         raise UsageError(what, "name the arrays like the inputs, and the labels y")
-    return {name: columns[name] for name in names}
+    return {name: columns[name] for name in names} | states
 
 
 def label_of(value: Any) -> Any:
@@ -138,12 +148,14 @@ def label_of(value: Any) -> Any:
 def to_sample(record: Mapping[str, NDArray[Any]], label: Any, name: str, reading: Reading) -> Sample:
     """Return a sample from an array for each input, each without the batch axis or of the input's whole shape.
 
-    uint8 images [H, W] or [H, W, C] for an input that takes images are preprocessed; float64 for a float32 input is
-    rounded. No other dtype is converted.
+    Where some inputs are states, it is a sequence, as `unrolled` takes it. uint8 images [H, W] or [H, W, C] for an
+    input that takes images are preprocessed; float64 for a float32 input is rounded. No other dtype is converted.
 
     Raises:
         UsageError: a dtype or shape that does not fit.
     """
+    if reading.states:
+        return _to_sequence(record, label, name, reading)
     raw, inputs = [], []
     for spec in reading.specs:
         given, ready = _fit(record[spec.name], spec, name, reading.preprocess)
@@ -164,6 +176,57 @@ def to_sample(record: Mapping[str, NDArray[Any]], label: Any, name: str, reading
         inputs = whole
     _check_equal_sizes(inputs, reading.specs, name)
     return Sample(inputs=tuple(inputs), raw=tuple(raw), label=label, name=name, digest=sample_digest(raw))
+
+
+def _to_sequence(record: Mapping[str, NDArray[Any]], label: Any, name: str, reading: Reading) -> Sample:
+    """Return the steps of a record as one sample: [steps, ...] of each input, and the first value of each state."""
+    lengths: dict[str, int] = {}
+    for spec in reading.given:
+        array = record[spec.name]
+        is_image = reading.preprocess is not None and array.dtype == np.uint8
+        if array.ndim not in (len(spec.shape), len(spec.shape) + 1) and not is_image:
+            step = spec.shape_text(without=0).removeprefix("[")
+            what = f"{name}: input {spec.name!r} expects a sequence of steps, [steps, {step}, got {list(array.shape)}"
+            raise UsageError(what, "give a sequence as each sample: the model has --state")
+        lengths[spec.name] = len(array)
+    count = next(iter(lengths.values()))
+    if count == 0 or len(set(lengths.values())) > 1:
+        came = ", ".join(f"{key}: {length}" for key, length in lengths.items())
+        raise UsageError(f"{name}: expected as many steps of every input, at least one, got {came}", "fix the data")
+    if label is not None:
+        labels = [label_of(one) for one in label] if np.ndim(label) else []
+        if len(labels) != count:
+            what = f"{name}: expected a label for each of {counted(count, 'step')}, got {len(labels) or 'one for all'}"
+            raise UsageError(what, "give labels as y, [steps] for each sequence")
+        label = tuple(labels)
+    alone = replace(reading, specs=reading.given)
+    columns = [
+        to_sample({spec.name: record[spec.name][step] for spec in reading.given}, None, f"{name} step {step}", alone)
+        for step in range(count)
+    ]
+    raw, inputs = [], []
+    for spec in reading.specs:
+        if spec.fed_from is not None:
+            start = record.get(spec.name)
+            _, ready = (None, np.zeros(spec.shape, spec.dtype)) if start is None else _fit(start, spec, name, None)
+            ready = _whole(ready, spec, name)
+            inputs.append(ready)
+            raw.append(ready)
+            continue
+        place = reading.given.index(spec)
+        ready = np.stack([_whole(one.inputs[place], spec, one.name) for one in columns])
+        is_fed = all(one.raw[place] is one.inputs[place] for one in columns)
+        inputs.append(ready)
+        raw.append(ready if is_fed else np.stack([one.raw[place] for one in columns]))
+    return Sample(inputs=tuple(inputs), raw=tuple(raw), label=label, name=name, digest=sample_digest(raw))
+
+
+def _whole(array: NDArray[Any], spec: TensorSpec, name: str) -> NDArray[Any]:
+    shape = _whole_shape(array.shape, spec)
+    if shape is None:
+        what = f"{name}: input {spec.name!r} expects {spec.shape_text()}, got {list(array.shape)}"
+        raise UsageError(what, "give each step the whole shape of the model's input")
+    return array.reshape(shape)
 
 
 def _whole_shape(shape: tuple[int, ...], spec: TensorSpec) -> tuple[int, ...] | None:

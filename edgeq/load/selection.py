@@ -91,6 +91,6 @@ def dataset_sha256(dataset: Dataset) -> str:
 
 
 def exclude(dataset: Dataset, digests: Collection[str]) -> Dataset:
-    """Return `dataset` without the samples whose digest is among `digests`; it reads every sample once."""
-    kept = tuple(i for i, sample in enumerate(dataset) if sample.digest not in digests)
+    """Return `dataset` without the samples whose digest, or whose sequence's, is among `digests`; it reads all once."""
+    kept = tuple(i for i, one in enumerate(dataset) if one.digest not in digests and one.source not in digests)
     return replace(dataset, count=len(kept), read=lambda i: dataset.read(kept[i]))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,15 @@ from edgeq.bundle.run_report import read_report
 from edgeq.core.arrays import np
 from edgeq.core.config import DataConfig, Progress
 from edgeq.core.errors import UnsupportedError, UsageError, VerificationError
-from edgeq.core.manifest import Bundle, Manifest
+from edgeq.core.manifest import Bundle, Manifest, Tensor
 from edgeq.core.results.measured import OutputComparison
 from edgeq.core.results.model import LayerSqnrs, TensorSpec
 from edgeq.core.results.report import PackageResult, html_table
-from edgeq.core.samples import Batch, batches
+from edgeq.core.samples import Batch, batches, run_in_order, state_specs, unrolled
 from edgeq.core.system import check_extras
 from edgeq.core.targets import why_not_run
 from edgeq.core.units import counted
-from edgeq.load.inputs import MOST_PLACES, random_inputs
+from edgeq.load.inputs import MOST_PLACES, random_inputs, random_sequences
 from edgeq.pipeline.evaluation import Evaluation, input_specs, open_evaluation
 from edgeq.report import text
 from edgeq.verify.accumulate import batch_scores, chosen_metric
@@ -152,8 +153,8 @@ def _check_pair(fp32: Bundle, quantized: Bundle) -> None:
             raise UnsupportedError(what, "compare bundles for another target of the same model")
 
 
-def _tensors(tensors: Any, *, named: bool = True) -> str:
-    return ", ".join(f"{one.name if named else ''} {one.dtype} {one.shape_text()}".strip() for one in tensors)
+def _tensors(tensors: Sequence[Tensor], *, named: bool = True) -> str:
+    return ", ".join(f"{one.name if named else ''} {one.text()}".strip() for one in tensors)
 
 
 def _preprocessing(manifest: Manifest) -> str:
@@ -212,7 +213,11 @@ def _inputs(bundle: Bundle, data: DataConfig, samples: int, progress: Progress) 
 
     preprocess = next((one.preprocessing for one in bundle.manifest.inputs if one.preprocessing), None)
     value_range = preprocess.value_range if preprocess else None
-    drawn = random_inputs(_ranged(bundle), samples, bundle.manifest.provenance.seed, value_range)
+    specs, seed = _ranged(bundle), bundle.manifest.provenance.seed
+    if state_specs(specs):
+        drawn = unrolled(random_sequences(specs, 1, samples, seed, value_range), specs, None)
+    else:
+        drawn = random_inputs(specs, samples, seed, value_range)
     return Evaluation(samples=drawn, metric=None, metric_name="")
 
 
@@ -246,8 +251,12 @@ def _compared(
     samples, count, scored = evaluation.samples, 0, None
     scores: tuple[list[Any], list[Any]] = [], []
     with progress.task("run both", samples.count) as task:
-        for batch in batches(samples, input_specs(pair[0].manifest)):
-            left, right = (_finite(bundle, runtime, batch) for bundle, runtime in zip(pair, runtimes, strict=True))
+        specs = input_specs(pair[0].manifest)
+        runs = [
+            run_in_order(batches(samples, specs), specs, functools.partial(_finite, bundle, runtime))
+            for bundle, runtime in zip(pair, runtimes, strict=True)
+        ]
+        for (batch, _, left), (_, _, right) in zip(*runs, strict=True):
             comparison.add(left, right)
             metric = chosen_metric(evaluation.metric, left, labelled=samples.labelled)
             if metric is not None:

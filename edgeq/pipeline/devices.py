@@ -18,7 +18,7 @@ from edgeq.core.manifest import Bundle, Manifest
 from edgeq.core.results.artifact import Artifact, Inputs, Observed
 from edgeq.core.results.measured import DeviceMeasures, DeviceRun, Emulation, VerifyReport
 from edgeq.core.results.report import Gate, GoldenSet
-from edgeq.core.samples import Batch, Dataset, Outputs, batch_size, batches
+from edgeq.core.samples import Batch, Dataset, Outputs, batch_size, batches, run_in_order, state_specs
 from edgeq.core.targets import NPU, TargetProfile, why_not_emulated
 from edgeq.core.units import counted
 from edgeq.pipeline.evaluation import Evaluation, golden_batches, golden_dataset, input_specs
@@ -339,10 +339,12 @@ def _observed(data: Dataset, manifest: Manifest, runtime: HostRuntime, options: 
     specs = input_specs(manifest)
     limit = options.samples or subset_size(manifest.layers.macs or 0, manifest.scheme)
     subset = Subset(count=data.count, rows=batch_size(data, specs) or 1, limit=limit, first=0)
+    needs_all = bool(state_specs(specs))  # a state is that of all steps before
+    taken = (batch for index, batch in enumerate(batches(data, specs)) if needs_all or subset.keeps(index))
     return tuple(
-        Observed(batch=batch, host=runtime.run(batch.inputs), fp32=None)
-        for index, batch in enumerate(batches(data, specs))
-        if subset.keeps(index)
+        Observed(batch=fed, host=outputs, fp32=None)
+        for index, (_, fed, outputs) in enumerate(run_in_order(taken, specs, lambda fed: runtime.run(fed.inputs)))
+        if not needs_all or subset.keeps(index)
     )
 
 

@@ -12,7 +12,7 @@ from edgeq.core.manifest import Bundle, Manifest
 from edgeq.core.marks import is_built_in_metric
 from edgeq.core.results.model import TensorSpec
 from edgeq.core.results.report import GoldenSet
-from edgeq.core.samples import Batch, Dataset, Outputs, Sample, batches
+from edgeq.core.samples import Batch, Dataset, Outputs, Sample, batches, run_in_order, state_specs, unrolled
 from edgeq.load.images import check_classes, few
 from edgeq.load.live import open_dataset
 from edgeq.load.selection import sample_digest
@@ -37,7 +37,7 @@ class Evaluation:
 def input_specs(manifest: Manifest) -> tuple[TensorSpec, ...]:
     """Return the model's inputs as the steps take them."""
     return tuple(
-        TensorSpec(name=one.name, dtype=one.dtype, shape=one.shape, varying=one.varying_sizes())
+        TensorSpec(name=one.name, dtype=one.dtype, shape=one.shape, varying=one.varying_sizes(), fed_from=one.fed_from)
         for one in manifest.inputs
     )
 
@@ -66,6 +66,8 @@ def open_evaluation(
             limit=limit,
             seed=manifest.provenance.seed,
         )
+        if state_specs(input_specs(manifest)):
+            samples = unrolled(samples, input_specs(manifest), None)
         # refuse class folders that stand for other outputs than the bundle's labels do
         outputs = manifest.outputs
         if data.metric is None and outputs and len(outputs[0].shape) == 2:
@@ -106,16 +108,29 @@ def _metric(manifest: Manifest, asked: str | None, samples: Dataset) -> tuple[Me
 
 def golden_dataset(bundle: Bundle, golden: GoldenSet) -> Dataset:
     """Return the golden inputs of a bundle as samples."""
+    has_state = any(one.fed_from is not None for one in bundle.manifest.inputs)
     samples = tuple(
-        Sample(inputs=inputs, raw=inputs, label=None, name=f"golden sample {i}", digest=sample_digest(inputs))
+        Sample(
+            inputs=inputs,
+            raw=inputs,
+            label=None,
+            name=f"golden sample {i}",
+            digest=sample_digest(inputs),
+            sequence="golden" if has_state else "",
+            step=i,
+        )
         for i, inputs in enumerate(model_inputs(golden, bundle.manifest))
     )
     return Dataset(origin=str(bundle.golden), count=len(samples), read=samples.__getitem__)
 
 
 def run_golden(manifest: Manifest, samples: Dataset, runtime: HostRuntime) -> tuple[tuple[Batch, Outputs], ...]:
-    """Run each sample in a batch of its own; the verify step keeps the outputs of a few only."""
-    return tuple((batch, runtime.run(batch.inputs)) for batch in golden_batches(manifest, samples))
+    """Run each sample in a batch of its own, with the state that the one before has left, if the model has any.
+
+    The verify step keeps the outputs of a few only.
+    """
+    runs = run_in_order(golden_batches(manifest, samples), input_specs(manifest), lambda fed: runtime.run(fed.inputs))
+    return tuple((fed, outputs) for _, fed, outputs in runs)
 
 
 def golden_batches(manifest: Manifest, samples: Dataset) -> tuple[Batch, ...]:

@@ -6,23 +6,21 @@ import dataclasses
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from edgeq.core.arrays import np
-from edgeq.core.errors import EdgeqError, UnsupportedError, UsageError, VerificationError, first_line
+from edgeq.core.errors import EdgeqError, UnsupportedError, UsageError, VerificationError
 from edgeq.core.results.artifact import Artifact, Inputs
 from edgeq.core.results.model import LoadedModel, LoweredModel, QuantizedModel, TensorSpec
-from edgeq.core.samples import Batch, batches
+from edgeq.core.samples import batches
 from edgeq.core.schemes import MAX_RELATIVE_FP32
 from edgeq.core.sources import unreadable
 from edgeq.lower import openvino
 from edgeq.lower.onnx import any_batch, lower_file
 from edgeq.lower.spec import LowerSpec
 from edgeq.pipeline.plan import ArtifactSpec, BuildStep
-from edgeq.pipeline.prepare import subset, verify_spec
+from edgeq.pipeline.prepare import subset, unfused, verify_spec
 from edgeq.quantize import find_file_method
 from edgeq.quantize.graph_runner import Forward
-from edgeq.verify.host import ArtifactFacts, HostRuntime, Loaded, Refused, onnx_error
+from edgeq.verify.host import ArtifactFacts, HostRuntime, Loaded, Refused
 from edgeq.verify.metrics import Comparison
 from edgeq.verify.verify import verify
 
@@ -75,7 +73,7 @@ def build_from_file(step: BuildStep) -> Artifact:
         load_given(runtime, source, name="onnx", backend="ort", threads=spec.threads)
         if spec.runtime != "onnx":
             load_given(runtime, source, name=spec.runtime, backend=spec.backend, threads=spec.threads)
-        fp32 = None if spec.scheme == "pretrained" else unfused(source, step.inputs)
+        fp32 = None if spec.scheme == "pretrained" else unfused(source, step.inputs.model.inputs)
         return build_onnx(step, source, fp32, keep=step.job.keep_fp32)
     step.folder.mkdir(parents=True)
     path = step.folder / f"model{source.suffix}"
@@ -179,7 +177,7 @@ def build_onnx(step: BuildStep, source: Path, fp32: Forward | None, *, keep: Seq
         file_format=spec.file_format,
     )
     lowered = lower_file(source, made.proto if made else None, lower_spec)
-    graph = unfused(lowered.path, inputs)
+    graph = unfused(lowered.path, inputs.model.inputs)
     asked = [layer.name in keep or layer.op in keep for layer in lowered.layers]
     if spec.runtime == "openvino":
         lowered = openvino.lower_file(lowered, spec.scheme, lower_spec)
@@ -246,40 +244,13 @@ def _check_state(source: Path, scheme: str) -> None:
         raise UnsupportedError(f"{source.name} is {state}, not {scheme}", f"give --scheme {other}")
 
 
-def unfused(path: Path, inputs: Inputs) -> Forward:
-    """Return a function that runs an ONNX file operator by operator, without any optimization, in this process.
-
-    Raises:
-        UnsupportedError, VerificationError: ONNX Runtime cannot load it.
-    """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
-    options.intra_op_num_threads = 1
-    try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as err:  # onnxruntime raises a type for each of its codes
-        kind, meaning = onnx_error(str(err)) or (VerificationError, "")
-        what = f"ONNX Runtime cannot load {path.name}: {meaning or first_line(err)}"
-        raise kind(what, "export it again with an opset that this ONNX Runtime supports") from err
-    names = [spec.name for spec in inputs.model.inputs]
-
-    def run(batch: Batch) -> tuple[Any, ...]:
-        outputs = session.run(None, dict(zip(names, batch.inputs, strict=True)))
-        return tuple(np.asarray(output) for output in outputs)
-
-    return run
-
-
 def check_equivalence(lowered: LoweredModel, fp32: Forward, inputs: Inputs) -> None:
     """Hold the float file that is to be quantized to PyTorch: what is quantized from another model is another model.
 
     Raises:
         VerificationError: they differ by more than float32 kernels do that sum in another order.
     """
-    runs, sums = unfused(lowered.path, inputs), Comparison()
+    runs, sums = unfused(lowered.path, inputs.model.inputs), Comparison()
     seen = 0
     for batch in batches(inputs.samples, inputs.model.inputs):
         sums.add(fp32(batch), runs(batch))

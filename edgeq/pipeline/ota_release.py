@@ -22,7 +22,7 @@ from edgeq.core.intervals import effective_count, samples_for_drop, samples_for_
 from edgeq.core.manifest import Bundle, Manifest
 from edgeq.core.results.measured import ClassDrop, Fidelity
 from edgeq.core.results.report import CheckReport, Gate, Reuse
-from edgeq.core.samples import Dataset, batches
+from edgeq.core.samples import Dataset, batches, run_in_order
 from edgeq.core.schemes import LIMITS, LimitName
 from edgeq.core.units import format_quantity
 from edgeq.deliver.ota.channel import Channel, open_channel
@@ -445,8 +445,9 @@ def _predictions(
     runtime.load(bundle.artifact, runtime=target.runtime, backend=target.backend, threads=bundle.manifest.threads)
     found, keys = [], []
     with progress.task(f"run the {what}", samples.count) as task:
-        for batch in batches(samples, input_specs(bundle.manifest)):
-            scores = cut(batch, runtime.run(batch.inputs))[0]
+        specs = input_specs(bundle.manifest)
+        for batch, _, outputs in run_in_order(batches(samples, specs), specs, lambda fed: runtime.run(fed.inputs)):
+            scores = cut(batch, outputs)[0]
             if scores.ndim != 2 or scores.shape[1] < 2 or len(scores) != real_rows(batch):
                 model = bundle.manifest.model.name
                 what = f"the first output of {model} is not [N, classes], but {list(scores.shape)}"

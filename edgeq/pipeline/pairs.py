@@ -16,7 +16,7 @@ from edgeq.core.results.report import gate_text
 from edgeq.core.samples import fixed_at, tried_sizes
 from edgeq.core.schemes import NEEDS_SEARCH, NEEDS_TRAINING, SchemeName
 from edgeq.core.targets import TargetProfile
-from edgeq.load.inputs import random_inputs
+from edgeq.load.inputs import parse_states, random_inputs
 from edgeq.pipeline.cache import job_facts, unit_of
 from edgeq.pipeline.package import build_units
 from edgeq.pipeline.plan import BuildUnit, Results, Run
@@ -124,8 +124,14 @@ def _with_random_data(job: Job, path: Path) -> Job:
     spec = load_preprocess(job.data.preprocess) if job.data.preprocess is not None else model.preprocess
     (largest, *_) = tried_sizes(model.inputs) or ({},)  # an .npz has samples of one size
     inputs = fixed_at(model.inputs, largest)
+    states = parse_states(job.state)
     drawn = random_inputs(inputs, _SAMPLES, job.seed, None if spec is None else spec.value_range)
     columns = zip(*(sample.inputs for sample in drawn), strict=True)
-    arrays: dict[str, Any] = {one.name: np.concatenate(column) for one, column in zip(inputs, columns, strict=True)}
+    arrays: dict[str, Any] = {
+        # of a model with state, one sequence whose steps are the samples
+        one.name: np.stack(column)[None] if states else np.concatenate(column)
+        for one, column in zip(inputs, columns, strict=True)
+        if one.name not in states
+    }
     np.savez(path, **arrays)
     return dataclasses.replace(job, data=dataclasses.replace(job.data, calibration=str(path), lint="warn"))

@@ -465,6 +465,7 @@ def _shared(job: Job) -> _Steps:
         f"version {job.model_version}",
         f"weights {job.weights}" if job.weights else "",
         f"inputs {' '.join(job.inputs)}" if job.inputs else "",
+        f"state {' '.join(job.state)}" if job.state else "",
         f"pixels as {job.input_dtype}, normalised by the artifact" if job.input_dtype else "",
         f"seed {job.seed}",
     ]

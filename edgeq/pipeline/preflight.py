@@ -33,7 +33,7 @@ from edgeq.core.sources import BUILT_IN, HUGGING_FACE, TIMM
 from edgeq.core.system import check_extras, host_arch, processor_kind
 from edgeq.core.targets import TargetGroup, TargetProfile, why_fixed_sizes, why_not_run
 from edgeq.load.dataset import has_no_labels
-from edgeq.load.inputs import parse_input, parse_inputs
+from edgeq.load.inputs import parse_input, parse_inputs, parse_states
 from edgeq.lower.executorch import check_delegates
 from edgeq.pipeline.quantize_specs import check_reuse
 from edgeq.pipeline.stores import check_shared
@@ -176,6 +176,8 @@ def preflight(job: Job, *, builds_here: bool = True) -> None:
     if all(error.key != "inputs" for error in found.errors):
         with found.of("inputs"):
             _check_sizes(job)
+    with found.of("state"):
+        _check_states(job)
     # a missing folder is a finding of its path already, by the name of its option
     if job.reuse_qparams_from is None or job.reuse_qparams_from.exists():
         with found.of("reuse_qparams_from"):
@@ -188,6 +190,21 @@ def _check_sizes(job: Job) -> None:
     if varying_sizes(parse_inputs(job.inputs)) and job.dynamic_batch:
         what = "--dynamic-batch cannot be combined with sizes that vary within a range"
         raise UsageError(what, "omit it, and let the batch vary within a range too, such as {batch=1..8}x{seq=8..128}")
+
+
+def _check_states(job: Job) -> None:
+    """Refuse states that are written wrongly, or that contradict other options."""
+    if not parse_states(job.state):
+        return
+    if job.dynamic_batch:
+        what = "--state cannot be combined with --dynamic-batch: a state belongs to one stream"
+        raise UsageError(what, "omit --dynamic-batch")
+    if Path(job.source).suffix in _LOWERED:
+        what = f"{job.source} is already lowered, and has no float model whose states it could be compared with"
+        raise UsageError(what, "give the PyTorch or ONNX model with --state")
+    if varying := [spec.name for spec in (parse_input(text, i) for i, text in enumerate(job.inputs)) if spec.varying]:
+        what = f"--state needs inputs of one size, but --input {varying[0]} varies"
+        raise UsageError(what, "give fixed sizes in --input: those of one step")
 
 
 def _kind(source: str) -> str:

@@ -4,24 +4,35 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from edgeq.config.resolve import with_demo_data
 from edgeq.core.arrays import np
 from edgeq.core.config import REJECTED_NAME, Job, Progress
-from edgeq.core.errors import FoundErrors, UsageError, raise_findings
+from edgeq.core.errors import FoundErrors, UsageError, VerificationError, first_line, raise_findings
 from edgeq.core.manifest import check_slug
 from edgeq.core.marks import is_built_in_metric
 from edgeq.core.preprocess import Preprocess, load_preprocess
 from edgeq.core.results.artifact import Inputs
 from edgeq.core.results.model import LoadedModel, LoweredModel, ModelWork, TensorSpec
 from edgeq.core.results.report import DataFacts
-from edgeq.core.samples import NO_SAMPLES, Dataset, Sample, batch_size, batches, remembered
+from edgeq.core.samples import (
+    NO_SAMPLES,
+    Batch,
+    Dataset,
+    Sample,
+    batch_size,
+    batches,
+    remembered,
+    state_specs,
+    unrolled,
+)
 from edgeq.core.schemes import NEEDS_SEARCH, NEEDS_TRAINING
 from edgeq.core.sources import DIGITS
 from edgeq.load.dataset import Role, makes_data
 from edgeq.load.images import check_classes, few, read_labels, repeated_names
-from edgeq.load.inputs import random_inputs, takes_pixels
+from edgeq.load.inputs import random_inputs, random_sequences, takes_pixels, with_states
 from edgeq.load.lint import LintSpec, lint
 from edgeq.load.live import open_dataset
 from edgeq.load.model import estimate_batch_norm, load_model
@@ -33,9 +44,10 @@ from edgeq.lower.onnx import file_work
 from edgeq.pipeline.plan import BuildStep, match_apps, plan_text
 from edgeq.pipeline.preflight import check_calibration, limits_drop, preflight, refused_targets, without_labels
 from edgeq.quantize.capture import run_once
-from edgeq.quantize.graph_runner import forward
+from edgeq.quantize.graph_runner import Forward, forward
 from edgeq.verify.accumulate import GOLDEN_SAMPLES
 from edgeq.verify.emulate.emulate import Subset, subset_size
+from edgeq.verify.host import onnx_error
 from edgeq.verify.metrics import TOP1, Metric, SetMetric, built_in_metric, class_index
 from edgeq.verify.spec import VerifySpec
 
@@ -117,6 +129,40 @@ def verify_spec(step: BuildStep, lowered: LoweredModel | None) -> VerifySpec:
     )
 
 
+def float_forward(model: LoadedModel) -> Forward:
+    """Return a function that runs the model as it was loaded; an ONNX file by ONNX Runtime."""
+    if model.kind == "onnx":
+        return unfused(model.model, model.inputs)
+    return forward(model.model.module() if model.kind == "exported" else model.model)
+
+
+def unfused(path: Path, specs: Sequence[TensorSpec]) -> Forward:
+    """Return a function that runs an ONNX file operator by operator, without any optimization, in this process.
+
+    Raises:
+        UnsupportedError, VerificationError: ONNX Runtime cannot load it.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as err:  # onnxruntime raises a type for each of its codes
+        kind, meaning = onnx_error(str(err)) or (VerificationError, "")
+        what = f"ONNX Runtime cannot load {path.name}: {meaning or first_line(err)}"
+        raise kind(what, "export it again with an opset that this ONNX Runtime supports") from err
+    names = [spec.name for spec in specs]
+
+    def run(batch: Batch) -> tuple[Any, ...]:
+        outputs = session.run(None, dict(zip(names, batch.inputs, strict=True)))
+        return tuple(np.asarray(output) for output in outputs)
+
+    return run
+
+
 def float_module(inputs: Inputs) -> Any:
     """Return the model as it was loaded, as a module."""
     model = inputs.model
@@ -124,6 +170,8 @@ def float_module(inputs: Inputs) -> Any:
 
 
 RANDOM_SAMPLES = 32
+
+RANDOM_SEQUENCES, RANDOM_STEPS = 4, 32  # of a model with state
 
 _ARTIFACTS = ("pte", "ptl")
 
@@ -204,7 +252,7 @@ def _score_one(
             class_index(sample.label, n_classes)
         elif metric is not None and model.kind not in (*_ARTIFACTS, "onnx"):
             batch = next(iter(batches(dataclasses.replace(evaluation, count=1), model.inputs)))
-            run = forward(model.model.module() if model.kind == "exported" else model.model)
+            run = float_forward(model)
             score = metric.row if isinstance(metric, SetMetric) else metric
             score(tuple(output[0] for output in run(batch)), sample.label)
     except UsageError as err:
@@ -277,7 +325,20 @@ def _loaded(
             )
             raise UsageError(what, "give another --name")
         model, preprocess = _pixels(job, model, _preprocess(job) or model.preprocess)
-        return model, preprocess, *(((), None) if model.kind in _ARTIFACTS else _outputs(model))
+        outputs, work = ((), None) if model.kind in _ARTIFACTS else _outputs(model)
+        if job.state and model.kind == "onnx":  # whose outputs may have open sizes
+            outputs = _ran_once(model, outputs)
+        return with_states(model, job.state, outputs), preprocess, outputs, work
+
+
+def _ran_once(model: LoadedModel, outputs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+    """Return the outputs of an ONNX file with the shapes that a run gives them."""
+    (batch,) = batches(random_inputs(model.inputs, 1, 0, None), model.inputs)
+    arrays = float_forward(model)(batch)
+    return tuple(
+        dataclasses.replace(spec, dtype=array.dtype.name, shape=array.shape)
+        for spec, array in zip(outputs, arrays, strict=True)
+    )
 
 
 def _pixels(job: Job, model: LoadedModel, preprocess: Preprocess | None) -> tuple[LoadedModel, Preprocess | None]:
@@ -294,7 +355,11 @@ def _pixels(job: Job, model: LoadedModel, preprocess: Preprocess | None) -> tupl
 
 
 def _random_samples(model: LoadedModel, preprocess: Preprocess | None, seed: int) -> Dataset:
-    return random_inputs(model.inputs, RANDOM_SAMPLES, seed, preprocess.value_range if preprocess else None)
+    value_range = preprocess.value_range if preprocess else None
+    if not state_specs(model.inputs):
+        return random_inputs(model.inputs, RANDOM_SAMPLES, seed, value_range)
+    sequences = random_sequences(model.inputs, RANDOM_SEQUENCES, RANDOM_STEPS, seed, value_range)
+    return remembered(unrolled(sequences, model.inputs, float_forward(model)), _MEMO_BYTES)
 
 
 def _with_statistics(model: LoadedModel, calibration: Dataset, progress: Progress) -> LoadedModel:
@@ -363,7 +428,7 @@ def _threshold(model: LoadedModel, evaluation: Dataset) -> float:
     """
     if model.kind == "onnx":
         return 0.5 if gives_probability(model.model) else 0
-    run = forward(model.model.module() if model.kind == "exported" else model.model)
+    run = float_forward(model)
     seen = dataclasses.replace(evaluation, count=min(evaluation.count, _LOOKED_AT))
     values = [run(batch)[0] for batch in batches(seen, model.inputs)]
     return 0.5 if all(value.min() >= 0 and value.max() <= 1 for value in values) else 0
@@ -438,7 +503,7 @@ def open_data(
     if evaluation is not None and any(finding.name == "shared-with-evaluation" for finding in findings):
         before = evaluation.count
         seen = (opened["calibration"], *(data for data in (training, search) if data is not None))
-        evaluation = exclude(evaluation, frozenset(sample.digest for data in seen for sample in data))
+        evaluation = exclude(evaluation, frozenset(sample.source for data in seen for sample in data))
         excluded = before - evaluation.count
     kept = {role: data for role, data in opened.items() if role != "evaluation"}
     if evaluation is not None and evaluation.count:
@@ -479,6 +544,11 @@ def _opened_one(
     )
     if n_classes is not None:
         check_classes(data.class_names, n_classes, from_file=job.data.labels is not None)
+    if state_specs(model.inputs):
+        # from sequences to their steps; where not all are wanted, they are drawn from all parts of all sequences
+        data = unrolled(remembered(data, _MEMO_BYTES), model.inputs, float_forward(model))
+        if limit is not None and limit < data.count:
+            data = _view(data, choose(data.count, limit=limit, seed=job.seed, classes=None))
     return data, skipped
 
 

@@ -145,10 +145,10 @@ def _refuse_state(module: Any, specs: Sequence[TensorSpec], before: Sequence[Any
     what = "the model is not deterministic: the same input gave different outputs on a second call"
     changed = [name for name, buffer in module.named_buffers() if name in held and not _is_same(held[name], buffer)]
     if changed:
-        fix = "make that state an input and an output of forward"
+        fix = "make that state an input and an output of forward, and name them with --state INPUT=OUTPUT"
         raise UnsupportedError(f"{what}: forward changes {', '.join(changed[:3])}", fix)
     fix = "if forward draws random numbers, like F.dropout without training=self.training, remove that"
-    raise UnsupportedError(what, f"{fix}; if it keeps state between calls, make that an input and an output")
+    raise UnsupportedError(what, f"{fix}; if it keeps state between calls, make it an input and an output, for --state")
 
 
 def _is_same(left: Any, right: Any) -> bool:

@@ -209,6 +209,7 @@ def _verified(report: VerifyReport) -> dict[str, Any]:
         "stand_in": report.stand_in or None,
         "graph_only": _fields(report.graph_only),
         **({"sizes": _fields(report.sizes)} if report.sizes else {}),
+        **({"drift": _fields(report.drift)} if report.drift else {}),
     }
 
 

@@ -754,6 +754,18 @@ def sizes(row: PackageResult) -> str:
     return "\n".join(told)
 
 
+def state(row: PackageResult) -> str:
+    """Return how a model with state ends after many steps; "" for other models."""
+    report = row.verified.drift
+    if report is None:
+        return ""
+    if not report.outputs:
+        return report.problem or report.unsure
+    late = min(one.sqnr_db[-1] for one in report.outputs)
+    growth = max(one.growth_db for one in report.outputs)
+    return f"SQNR {decibel(late)} after {report.steps:,} steps, {growth:+.1f} dB of growth"
+
+
 def _float_layer(row: PackageResult) -> list[str]:
     """Return what it costs to keep the layer with the most error of its own in float."""
     if row.layer_sqnrs is None or row.scheme in FLOAT_SCHEMES:
@@ -782,6 +794,7 @@ def _block(row: PackageResult, width: int) -> RenderableType:
         *((("on the device", device(row)),) if device(row) != "-" else ()),
         ("latency p50 / p90", latency(row)),
         *((("sizes", sizes(row)),) if row.verified.sizes else ()),
+        *((("state", state(row)),) if row.verified.drift else ()),
     )
     lines = Table.grid(padding=(0, 2))
     lines.add_column(no_wrap=True)

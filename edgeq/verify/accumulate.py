@@ -36,6 +36,7 @@ from edgeq.verify.metrics import (
     real_rows,
     row_keys,
     scored,
+    sequences_of,
     top1,
 )
 from edgeq.verify.spec import Forward, VerifySpec
@@ -350,6 +351,7 @@ class Tally:
     ranks: dict[int, Ranks] = field(default_factory=dict)
     indices: dict[int, Indices] = field(default_factory=dict)
     keys: list[Hashable] = field(default_factory=list)
+    sequences: list[str] = field(default_factory=list)
     row_keys: list[Hashable] = field(default_factory=list)
     row_labels: list[int] = field(default_factory=list)
     batches: int = 0
@@ -482,19 +484,28 @@ def spread(count: int, wanted: int) -> frozenset[int]:
     return frozenset(found)
 
 
-def compare(spec: VerifySpec, tally: Tally, batch: Batch, outputs: Outputs) -> None:
-    """Add a batch with its outputs: compare with the graph and fp32, where `spec` has them, and with the labels."""
+def compare(spec: VerifySpec, tally: Tally, batch: Batch, fed: Batch, outputs: Outputs) -> None:
+    """Add a batch with its outputs: compare with the graph and fp32, where `spec` has them, and with the labels.
+
+    Args:
+        spec: what to compare with.
+        tally: what the batch is added to.
+        batch: for fp32; a state in it is the one that fp32 has reached.
+        fed: what ran, and what the graph is given; a state in it is the one that the artifact has reached.
+        outputs: what it gave.
+    """
     if not tally.shapes:
         names = spec.output_names or tuple(f"output{i}" for i in range(len(outputs)))
         tally.shapes = tuple(
             TensorSpec(name=name, dtype=str(array.dtype), shape=array.shape)
             for name, array in zip(names, outputs, strict=True)
         )
+    states = {one.fed_from for one in spec.inputs}
     _look(tally, batch, outputs)
     measured = cut(batch, outputs)
     rows = batch_size(spec.samples, spec.inputs) or 1
     if tally.batches in spread(-(-spec.samples.count // rows), -(-PARITY_SAMPLES // rows)):
-        tally.for_parity.append((batch, measured))
+        tally.for_parity.append((fed, measured))
     tally.batches += 1
     tally.extremes.look(batch.samples)
     tally.row_keys += row_keys(batch)
@@ -508,18 +519,23 @@ def compare(spec: VerifySpec, tally: Tally, batch: Batch, outputs: Outputs) -> N
                 tally.flips.add(batch, cut(batch, reference), measured)
             for index, pair in enumerate(zip(cut(batch, reference), measured, strict=True)):
                 # positions along a size that varies are no classes
-                if is_ranking(pair[0]) and len(pair[0]) == real_rows(batch) and not any(over_axes[index : index + 1]):
+                if (
+                    index not in states
+                    and is_ranking(pair[0])
+                    and len(pair[0]) == real_rows(batch)
+                    and not any(over_axes[index : index + 1])
+                ):
                     tally.ranks.setdefault(index, Ranks()).add(*pair)
                 if pair[0].dtype.kind in "iub" and pair[0].ndim and len(pair[0]) == real_rows(batch):
                     tally.indices.setdefault(index, Indices()).add(*pair)
     _score(spec, tally, batch, reference, outputs)
     if spec.observe is not None:
-        spec.observe(batch, outputs, reference)
+        spec.observe(fed, outputs, reference)
     tally.samples += batch.rows
     known = tally.golden[0][0].inputs if tally.golden else batch.samples[0].inputs  # they are stacked
     same = [one.shape for one in known] == [one.shape for one in batch.samples[0].inputs]
     if same and len(tally.golden) < GOLDEN_SAMPLES:
-        tally.golden.append((batch.samples[0], of_sample(batch, outputs, 0)))
+        tally.golden.append((fed.samples[0], of_sample(fed, outputs, 0)))
 
 
 def expect_outputs(tally: Tally, outputs: tuple[TensorSpec, ...]) -> None:
@@ -554,6 +570,7 @@ def _score(spec: VerifySpec, tally: Tally, batch: Batch, reference: Outputs | No
         return
     tally.metric = score
     tally.scores += batch_scores(score, batch, measured)
+    tally.sequences += sequences_of(batch.samples)
     if score is top1:
         labels = [int(np.asarray(label).item()) for _, label in scored(batch, measured, by_row=True)]
         tally.labels.update(labels)
@@ -574,7 +591,7 @@ def fidelity_of(spec: VerifySpec, tally: Tally) -> Fidelity:
     has_fp32 = sums.elements > 0
     score = tally.metric or top1
     paired = len(tally.fp32_scores) == len(tally.scores) > 0
-    of_samples = paired and not isinstance(score, SetMetric)
+    of_samples = paired and not isinstance(score, SetMetric) and not tally.sequences
     pairs = dict(zip(tally.keys, zip(tally.fp32_scores, tally.scores, strict=True), strict=True)) if paired else {}
     classes, by_labels = tally.class_drops() if spec.is_evaluation else ((), False)
     ranks = tally.ranks.get(0)
@@ -588,7 +605,7 @@ def fidelity_of(spec: VerifySpec, tally: Tally) -> Fidelity:
         metric=spec.metric_name if tally.scores else None,
         fp32_score=mean_score(score, tally.fp32_scores) if tally.fp32_scores else None,
         score=mean_score(score, tally.scores) if tally.scores else None,
-        drop_pp=metric_drop_pp(score, tally.fp32_scores, tally.scores, tally.keys) if paired else None,
+        drop_pp=metric_drop_pp(score, tally.fp32_scores, tally.scores, tally.keys, tally.sequences) if paired else None,
         chance_score=max(tally.labels.values()) / tally.labels.total() if tally.labels else None,
         mismatch_drop_pp=tally.mismatches.drop_pp(),
         distinct=len(set(tally.row_keys)),

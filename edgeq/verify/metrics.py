@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import statistics
-from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ from edgeq.core.arrays import NDArray, np
 from edgeq.core.errors import UsageError
 from edgeq.core.intervals import effective_count, matched_pairs, mean_difference_half_width, share, two_sided_z
 from edgeq.core.results.measured import ClassDrop, GroupFidelity, Interval
-from edgeq.core.samples import Batch, Dataset, Outputs, rows_of
+from edgeq.core.samples import Batch, Dataset, Outputs, Sample, rows_of
 from edgeq.verify.channels import OutputChannels
 from edgeq.verify.detection import MeanAveragePrecision
 
@@ -509,12 +509,39 @@ def mean_score(metric: Metric | SetMetric, scores: Sequence[Any]) -> float:
 
 
 def metric_drop_pp(
-    metric: Metric | SetMetric, fp32: Sequence[Any], measured: Sequence[Any], keys: Sequence[Hashable] | None = None
+    metric: Metric | SetMetric,
+    fp32: Sequence[Any],
+    measured: Sequence[Any],
+    keys: Sequence[Hashable] | None = None,
+    sequences: Sequence[str] = (),
 ) -> Interval:
-    """Return the drop of a score with its 95% interval, from what each sample gave; keys as `paired_drop_pp`."""
+    """Return the drop of a score with its 95% interval, from what each sample gave.
+
+    Args:
+        metric: gave the scores.
+        fp32: a score, or a row of numbers, for each sample.
+        measured: the same samples'.
+        keys: as for `paired_drop_pp`.
+        sequences: of steps, the sequence of each; () for other samples. Steps of one sequence depend on each other: a
+            bootstrap draws whole sequences, and of plain scores each sequence's mean is one sample; the interval is
+            never narrower than that of independent steps.
+    """
     if isinstance(metric, SetMetric):
-        return metric.drop_pp(fp32, measured, keys)
-    return paired_drop_pp(fp32, measured, keys)
+        return metric.drop_pp(fp32, measured, sequences or keys)
+    alone = paired_drop_pp(fp32, measured, keys)
+    if not sequences:
+        return alone
+    members: dict[str, list[int]] = {}
+    for i, sequence in enumerate(sequences):
+        members.setdefault(sequence, []).append(i)
+    means = ([float(np.mean([side[i] for i in rows])) for rows in members.values()] for side in (fp32, measured))
+    whole = paired_drop_pp(*means)
+    return Interval(estimate=alone.estimate, low=min(alone.low, whole.low), high=max(alone.high, whole.high))
+
+
+def sequences_of(samples: Iterable[Sample]) -> list[str]:
+    """Return the sequence of each sample of a model with state; none for other models."""
+    return [sample.sequence for sample in samples if sample.sequence]
 
 
 def class_drops(

@@ -13,6 +13,7 @@ from edgeq.core.errors import EdgeqError, UnsupportedError, UsageError, Verifica
 from edgeq.core.results.measured import (
     MAX_SPREAD,
     BeyondRun,
+    DriftReport,
     GraphOnly,
     KernelShare,
     Parity,
@@ -33,7 +34,9 @@ from edgeq.core.samples import (
     batches,
     beyond_sizes,
     fixed_at,
+    run_in_order,
     sizes_text,
+    state_specs,
     tried_sizes,
     varying_outputs,
 )
@@ -49,6 +52,7 @@ from edgeq.verify.accumulate import (
     same_shapes,
     spread,
 )
+from edgeq.verify.drift import run_drift
 from edgeq.verify.golden import golden_set, sqnr_floor_db
 from edgeq.verify.host import HostRuntime, Killed, Loaded, Refused
 from edgeq.verify.kernels import kernel_share
@@ -67,6 +71,7 @@ class Ran:
     peak_memory_bytes: int | None = None
     trials: Sequence[Trial] = ()
     beyond: tuple[BeyondRun, ...] = ()
+    drift: DriftReport | None = None
 
 
 def verify(spec: VerifySpec, runtime: HostRuntime) -> tuple[VerifyReport, GoldenSet]:
@@ -99,9 +104,11 @@ def run_artifact(spec: VerifySpec, runtime: HostRuntime) -> Ran:
     tally.golden += [(batch.samples[0], of_sample(batch, outputs, 0)) for batch, outputs in largest]
     first: Batch | None = largest[0][0] if largest else None
     with spec.progress.task(f"verify {spec.label}", spec.samples.count) as task:
-        for batch in batches(samples, spec.inputs):
+        for batch, fed, outputs in run_in_order(
+            batches(samples, spec.inputs), spec.inputs, lambda fed: runtime.run(fed.inputs)
+        ):
             first = first or batch
-            compare(spec, tally, batch, runtime.run(batch.inputs))
+            compare(spec, tally, batch, fed, outputs)
             task.advance(batch.rows)
     if first is None:
         raise UsageError(f"no samples in {spec.samples.origin}", "give data with at least one sample")
@@ -124,6 +131,7 @@ def run_artifact(spec: VerifySpec, runtime: HostRuntime) -> Ran:
     _look_at_batches(spec, tally, first, runtime, any_size=lowered.dynamic_batch)
     # a bundle's artifact, which has nothing to compare with, is run again afterwards
     beyond = run_beyond(spec, runtime) if trials and spec.fp32 else ()
+    drift = run_drift(spec, runtime) if state_specs(spec.inputs) and spec.fp32 else None
     return Ran(
         tally=tally,
         loaded=loaded,
@@ -132,6 +140,7 @@ def run_artifact(spec: VerifySpec, runtime: HostRuntime) -> Ran:
         peak_memory_bytes=peak,
         trials=trials,
         beyond=beyond,
+        drift=drift,
     )
 
 
@@ -153,6 +162,7 @@ def judge(spec: VerifySpec, ran: Ran) -> tuple[VerifyReport, GoldenSet]:
         flips=tally.flips.result(),
         stand_in=loaded.stand_in,
         sizes=judge_sizes(spec, ran.trials, ran.beyond),
+        drift=ran.drift,
     )
     return report, golden_set(tally.golden, spec.output_steps, scheme=spec.scheme)
 
@@ -274,8 +284,8 @@ def judge_graph(spec: VerifySpec, *, why: str) -> tuple[VerifyReport, GoldenSet]
     expect_outputs(tally, output_specs(trials, spec.output_names))
     samples = in_mixed_order(spec.samples) if batch_size(spec.samples, spec.inputs) > 1 else spec.samples
     with spec.progress.task(f"run the graph of {spec.label}", spec.samples.count) as task:
-        for batch in batches(samples, spec.inputs):
-            compare(alone, tally, batch, graph(batch))
+        for batch, fed, outputs in run_in_order(batches(samples, spec.inputs), spec.inputs, graph):
+            compare(alone, tally, batch, fed, outputs)
             task.advance(batch.rows)
     if not tally.samples:
         raise UsageError(f"no samples in {spec.samples.origin}", "give data with at least one sample")

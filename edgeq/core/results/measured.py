@@ -730,6 +730,70 @@ class SizesReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OutputDrift:
+    """One output of a model with state over many steps, the artifact and fp32 each fed with its own state.
+
+    Attributes:
+        output: its index.
+        is_state: whether it is fed back.
+        sqnr_db: against fp32, by quarter of the steps; the inputs of all quarters are the same.
+        start_effect_db: what the state changes in fp32's output against the error, over the first steps, in dB; None
+            where the state changes too little to tell.
+        effect_db: the same over the last quarter.
+        motion: the artifact's variance over the last quarter, as a share of fp32's; None where fp32's output hardly
+            moves.
+        offset: the square of what the two means differ by over the last quarter, as a share of fp32's variance; None as
+            above.
+        untracked: the error without that difference, as a share of fp32's variance; None as above.
+        reach, fp32_reach: the largest magnitude in the last quarter.
+        reaction_db: fp32's own SQNR over the last quarter, after one rounding of its state before the second one; None
+            where that was not needed.
+    """
+
+    output: int
+    is_state: bool
+    sqnr_db: tuple[float, ...]
+    start_effect_db: float | None
+    effect_db: float | None
+    motion: float | None
+    offset: float | None
+    untracked: float | None
+    reach: float
+    fp32_reach: float
+    reaction_db: float | None = None
+
+    @property
+    def growth_db(self) -> float:
+        """How far the SQNR of the last quarter lies below that of the second; 0 where nothing differs."""
+        second, last = self.sqnr_db[1], self.sqnr_db[-1]
+        return 0.0 if second == last else second - last
+
+    @property
+    def grows_evenly(self) -> bool:
+        """Whether each quarter's error is larger than that of the one before; an error that only varies is not."""
+        return self.sqnr_db[1] > self.sqnr_db[2] > self.sqnr_db[3]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DriftReport:
+    """The artifact of a model with state over many steps, fed with its own state, against fp32 with its own.
+
+    Attributes:
+        steps: how many.
+        inputs: how many distinct steps of the data these repeat.
+        problem: what is wrong regardless of limits, such as NaN after some steps; "" otherwise.
+        unsure: why fp32 itself says nothing, such as NaN; "" otherwise.
+        outputs: in order; none with `problem` or `unsure`.
+    """
+
+    steps: int
+    inputs: int
+    problem: str = ""
+    unsure: str = ""
+    outputs: tuple[OutputDrift, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyReport:
     """Results of running an artifact. None means that a value could not be measured.
 
@@ -745,6 +809,7 @@ class VerifyReport:
         stand_in: what ran the artifact in place of its own kind of device, as text: then nothing was timed. ""
             where it ran on its own.
         sizes: over the sizes that vary; None where none does.
+        drift: over many steps of a model with state; None for other models, and where there is no fp32.
     """
 
     host: str
@@ -764,3 +829,4 @@ class VerifyReport:
     device: DeviceMeasures | None = None
     stand_in: str = ""
     sizes: SizesReport | None = None
+    drift: DriftReport | None = None

@@ -232,6 +232,7 @@ class TensorSpec:
         highs: of whole numbers whose places differ, as the columns of a table's ids do: the highest value of each place
             of shape[1:], in C order; () where `high` is that of all.
         varying: the sizes that vary.
+        fed_from: of an input that is a state, the index of the output of the step before that it is; None for others.
     """
 
     name: str
@@ -241,6 +242,7 @@ class TensorSpec:
     high: float = 1.0
     highs: tuple[float, ...] = ()
     varying: tuple[VaryingSize, ...] = ()
+    fed_from: int | None = None
 
     def takes(self, shape: tuple[int, ...], *, without: int | None = None) -> bool:
         """Whether an array of this shape fits, or fits but for the axis `without`, which it does not have."""

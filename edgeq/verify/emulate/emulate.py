@@ -22,7 +22,17 @@ from edgeq.verify.accumulate import GOLDEN_SAMPLES, batch_scores, chosen_metric
 from edgeq.verify.emulate.runner import Launcher, TooSlow, Work, run_all, usable_cores
 from edgeq.verify.emulate.selftest import Machine, Npu
 from edgeq.verify.host import HostRuntime
-from edgeq.verify.metrics import Comparison, Metric, SetMetric, cut, mean_score, metric_drop_pp, of_sample, real_rows
+from edgeq.verify.metrics import (
+    Comparison,
+    Metric,
+    SetMetric,
+    cut,
+    mean_score,
+    metric_drop_pp,
+    of_sample,
+    real_rows,
+    sequences_of,
+)
 
 # --- The part of the samples that is emulated, with what the host and fp32 made of it.
 
@@ -229,6 +239,7 @@ def _device_run(
     device, host, fp32 = scores
     score = chosen_metric(spec.metric, outputs[0], labelled=True) if outputs else None
     name = machine.cpu_name
+    sequences = sequences_of(sample for one in observed if one.scored for sample in one.batch.samples)
     return DeviceRun(
         cpu=name,
         runtime=machine.runtime_title,
@@ -241,7 +252,9 @@ def _device_run(
         fp32_score=_mean(score, fp32),
         scored=len(device),
         rescored=sum(a != b for a, b in zip(device, host, strict=True)) if device else None,
-        drop_pp=metric_drop_pp(score, fp32, device) if score and fp32 and len(fp32) == len(device) else None,
+        drop_pp=metric_drop_pp(score, fp32, device, sequences=sequences)
+        if score and fp32 and len(fp32) == len(device)
+        else None,
         findings=tuple(_findings(outputs, hosts)),
     )
 

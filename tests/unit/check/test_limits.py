@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from edgeq.check.limits import Measured, limit_gate
 from edgeq.core.errors import ExitCode
-from edgeq.core.results.measured import DeviceMeasures
+from edgeq.core.results.measured import DeviceMeasures, DriftReport, OutputDrift
 from edgeq.core.schemes import LIMITS, parse_limit
 
 from .gate_builders import fidelity, interval, timing, verified
@@ -120,7 +120,23 @@ def test_an_arm64_host_measures_for_no_phone(name, platform):
 
 
 OF_PACKAGE = tuple(name for name, kind in LIMITS.items() if kind.measured_by == "package" and not kind.at_least)
-UNITS = {"bytes": ("B", "kB", "MB", "MiB", "GB"), "ms": ("us", "ms", "s"), "pp": ("pp", "%")}
+UNITS = {"bytes": ("B", "kB", "MB", "MiB", "GB"), "ms": ("us", "ms", "s"), "pp": ("pp", "%"), "dB": ("dB",)}
+
+
+def grown(growth_db):
+    """An output whose SQNR falls to 0 dB by so much."""
+    return OutputDrift(
+        output=0,
+        is_state=False,
+        sqnr_db=(growth_db, growth_db, growth_db / 2, 0.0),
+        start_effect_db=None,
+        effect_db=None,
+        motion=None,
+        offset=None,
+        untracked=None,
+        reach=1.0,
+        fp32_reach=1.0,
+    )
 
 
 def valued(name, value):
@@ -131,6 +147,8 @@ def valued(name, value):
         peak_memory_bytes=value if name == "peak_memory" else 0,
         load_ms=value if name == "load" else 0.0,
     )
+    drift = DriftReport(steps=1000, inputs=250, outputs=(grown(value if name == "drift" else 0.0),))
+    report = dataclasses.replace(report, drift=drift)
     sizes = {f"{one}_bytes": value if name == one else 0 for one in ("size", "download")}
     return dataclasses.replace(measured(report), **sizes)
 

@@ -42,8 +42,8 @@ def test_what_is_no_array_is_named(value):
 
 def test_arrays_come_in_the_order_of_the_inputs():
     columns = {"b": np.zeros(2), "a": np.ones(2)}
-    assert list(check_names(columns, [A, B], "here")) == ["a", "b"]
-    assert list(check_names({"z": np.zeros(2)}, [A], "here")) == ["a"]
+    assert list(check_names(columns, Reading(specs=(A, B), preprocess=None), "here")) == ["a", "b"]
+    assert list(check_names({"z": np.zeros(2)}, Reading(specs=(A,), preprocess=None), "here")) == ["a"]
 
 
 def test_labels_become_plain_values():

@@ -15,7 +15,16 @@ from edgeq.core.errors import UsageError
 from edgeq.core.intervals import matched_pairs, student_t975
 from edgeq.core.results.measured import Interval
 from edgeq.core.samples import Dataset, Sample
-from edgeq.verify.metrics import Comparison, built_in_metric, paired_drop_pp, percentile_ms, speedup, top1
+from edgeq.verify.metrics import (
+    Comparison,
+    SetMetric,
+    built_in_metric,
+    metric_drop_pp,
+    paired_drop_pp,
+    percentile_ms,
+    speedup,
+    top1,
+)
 
 
 def compared(reference, measured, steps=(), rows=None):
@@ -385,3 +394,25 @@ def test_perplexity_is_that_of_the_words_that_count():
     for label, said in ((words[0, :6], "has 6 values"), (words[0] + 11, "the word 2"), (words[0] * 1.0, "of float64")):
         with pytest.raises(UsageError, match=said):
             metric.row((logits[0],), label)
+
+
+def test_steps_of_one_sequence_depend_on_each_other():
+    rng = np.random.default_rng(0)
+    fp32 = np.ones((20, 50))
+    # each sequence loses all of its steps or none: as steps, 1000 samples would prove much
+    measured = fp32 * (rng.random((20, 1)) > 0.1)
+    before, after = fp32.ravel().tolist(), measured.ravel().tolist()
+    sequences = [f"s{i}" for i in range(20) for _ in range(50)]
+    steps = metric_drop_pp(top1, before, after, list(range(1000)))
+    whole = metric_drop_pp(top1, before, after, list(range(1000)), sequences)
+    assert whole.estimate == pytest.approx(steps.estimate)
+    assert whole.high - whole.low > 4 * (steps.high - steps.low)
+    # where no step differs, sequences prove no more than as many steps
+    rng = np.random.default_rng(0)
+    equal = (rng.random(1000) > 0.3).astype(float).tolist()
+    assert metric_drop_pp(top1, equal, equal, list(range(1000)), sequences).high >= matched_pairs(0, 0, 1000)[1] * 100
+    mean = SetMetric(row=top1, score=lambda rows: float(rows.mean()))
+    rows = [(value,) for value in before], [(value,) for value in after]
+    drawn = metric_drop_pp(mean, *rows, list(range(1000)), sequences)
+    alone = metric_drop_pp(mean, *rows, list(range(1000)))
+    assert drawn.high - drawn.low > 4 * (alone.high - alone.low)

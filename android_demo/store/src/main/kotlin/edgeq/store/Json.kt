@@ -82,7 +82,7 @@ internal class JsonObject(private val fields: Map<*, *>, private val where: Stri
     fun count(key: String, least: Long = 0, most: Long = MAX_COUNT): Long =
         range(key, typed(key, "a whole number"), least, most)
 
-    fun countOrNull(key: String): Long? = if (fields[key] == null) null else count(key)
+    fun countOrNull(key: String, most: Long = MAX_COUNT): Long? = if (fields[key] == null) null else count(key, most = most)
 
     fun counts(key: String): List<Long> = list(key).map { range(key, whole(key, it), 0, MAX_COUNT) }
 

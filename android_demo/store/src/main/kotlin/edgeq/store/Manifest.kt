@@ -12,6 +12,7 @@ private val TENSOR_NAME = Regex("[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 internal val SHA256 = Regex("[0-9a-f]{64}")
 private val BESIDE = setOf(MANIFEST_NAME, "report.json", "report.html")
 private const val MAX_RANK = 16
+private const val MAX_OUTPUTS = 10_000L
 
 /** A file that the manifest lists, as it must be. */
 data class FileEntry(val path: String, val sha256: String, val sizeBytes: Long, val role: String)
@@ -21,13 +22,18 @@ data class SizeRange(val axis: Int, val name: String, val least: Int, val most: 
     fun takes(size: Int): Boolean = size in least..most && size % step == 0
 }
 
-/** An input or output; the batch comes first in [shape], which has the largest of the sizes that are [varying]. */
+/**
+ * An input or output; the batch comes first in [shape], which has the largest of the sizes that are [varying].
+ *
+ * @property fedFrom of an input that is a state, the index of the output whose last value it takes; null for others.
+ */
 data class TensorSpec(
     val name: String,
     val dtype: Dtype,
     val shape: List<Int>,
     val preprocess: Preprocess?,
     val varying: List<SizeRange> = emptyList(),
+    val fedFrom: Int? = null,
 ) {
     /** Whether a tensor of this shape may be fed: runtimes themselves need not refuse another. */
     fun takes(sides: List<Int>): Boolean = sides.size == shape.size && sides.indices.all { axis ->
@@ -102,6 +108,14 @@ fun parseManifest(bytes: ByteArray): Manifest = try {
 private fun manifest(root: JsonObject, bytes: ByteArray): Manifest {
     val model = root.child("model").only("name", "version", "weights")
     val files = files(root)
+    val inputs = root.children("inputs").map(::tensor).ifEmpty { throw JsonProblem("inputs is empty") }
+    val outputs = root.children("outputs").map(::tensor)
+    for (state in inputs.filter { it.fedFrom != null }) {
+        val source = outputs.getOrNull(checkNotNull(state.fedFrom))
+        if (source?.dtype != state.dtype || source.shape != state.shape) {
+            throw JsonProblem("the state ${state.name} does not fit the output that it is fed from")
+        }
+    }
     return Manifest(
         digest = digest(bytes, files),
         modelName = model.text("name", SLUG),
@@ -111,8 +125,8 @@ private fun manifest(root: JsonObject, bytes: ByteArray): Manifest {
         runtime = runtime(root.child("runtime")),
         scheme = root.text("scheme", SLUG),
         threads = root.count("threads", least = 1, most = 64).toInt(),
-        inputs = root.children("inputs").map(::tensor).ifEmpty { throw JsonProblem("inputs is empty") },
-        outputs = root.children("outputs").map(::tensor),
+        inputs = inputs,
+        outputs = outputs,
         labels = root.texts("labels"),
         files = files,
         accepted = root.flag("accepted"),
@@ -144,7 +158,7 @@ private fun golden(node: JsonObject): GoldenFacts {
 }
 
 private fun tensor(node: JsonObject): TensorSpec {
-    node.only("name", "dtype", "shape", "preprocessing", "varying")
+    node.only("name", "dtype", "shape", "preprocessing", "varying", "fed_from")
     val dtype = node.text("dtype")
     val shape = node.counts("shape")
     if (shape.size > MAX_RANK || elements(shape) == null) throw JsonProblem("shape $shape is too large")
@@ -154,6 +168,7 @@ private fun tensor(node: JsonObject): TensorSpec {
         shape = shape.map { it.toInt() },
         preprocess = node.childOrNull("preprocessing")?.let(::preprocess),
         varying = node.childrenOrEmpty("varying").map { sizeRange(it, shape) },
+        fedFrom = node.countOrNull("fed_from", most = MAX_OUTPUTS)?.toInt(),
     )
 }
 

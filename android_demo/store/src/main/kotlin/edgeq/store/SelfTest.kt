@@ -38,10 +38,13 @@ data class SelfTestReport(
  * What golden.npz holds: for each sample the model's inputs, ready to run, and the expected outputs.
  *
  * @property imageSize [height, width] of its images before preprocessing; empty where there are none.
+ * @property states by input, the output of the sample before that it takes; null for an input that is no state. Samples
+ *   of a model with states are steps of one sequence.
  */
 class Golden internal constructor(
     val samples: List<Pair<List<Tensor>, List<Tensor>>>,
     val imageSize: List<Int>,
+    private val states: List<Int?> = emptyList(),
 ) {
     /**
      * Runs all samples and compares each output and each channel, as edgeq's own verification does
@@ -51,8 +54,10 @@ class Golden internal constructor(
      */
     fun test(model: LoadedModel, floorDb: Double): SelfTestReport {
         val sums = samples.first().second.mapIndexed(::OutputSums)
+        var before: List<Tensor>? = null
         for ((inputs, expected) in samples) {
-            val came = model.run(inputs)
+            val came = model.run(inputs.mapIndexed { index, given -> fed(index, given, before) })
+            before = came
             if (came.size != expected.size) {
                 throw Refusal(Reason.RUN_FAILED, "expected ${expected.size} outputs, the model gave ${came.size}")
             }
@@ -68,6 +73,17 @@ class Golden internal constructor(
             floorDb = floorDb,
             lost = sums.filter { it.finite }.flatMap { it.channels?.lost().orEmpty() }.take(MOST_LOST),
         )
+    }
+
+    /** What an input takes: a state the output of the sample [before], which this device computed; others what is [given]. */
+    private fun fed(index: Int, given: Tensor, before: List<Tensor>?): Tensor {
+        val source = states.getOrNull(index) ?: return given
+        val state = (before ?: return given)[source]
+        if (state.dtype != given.dtype || state.shape != given.shape) {
+            val what = "output $source is ${state.dtype.text} ${state.shape}, the state takes ${given.dtype.text} ${given.shape}"
+            throw Refusal(Reason.RUN_FAILED, what)
+        }
+        return state
     }
 }
 
@@ -122,6 +138,7 @@ internal fun parseGolden(manifest: Manifest, bytes: ByteArray): Golden = try {
             ready to outputs.map { it[index] }
         },
         imageSize = inputs.find { it.first.preprocess != null }?.second?.shape?.drop(1)?.take(2).orEmpty(),
+        states = manifest.inputs.map { it.fedFrom },
     )
 } catch (err: NpzProblem) {
     throw Refusal(Reason.GOLDEN_BROKEN, "the golden samples cannot be used: ${err.message?.take(300)}", err)

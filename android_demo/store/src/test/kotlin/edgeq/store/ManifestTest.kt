@@ -80,7 +80,7 @@ class ManifestTest {
     @Test
     fun `a size that varies keeps to its range and its step`() {
         val bytes = checkNotNull(ManifestTest::class.java.getResourceAsStream("/vectors/manifest.json")).readBytes()
-        val input = parseManifest(bytes).inputs.single()
+        val input = parseManifest(bytes).inputs.first()
         assertEquals(listOf(SizeRange(2, "height", 16, 32, 16)), input.varying)
         for (fits in listOf(16, 32)) assertTrue(input.takes(listOf(1, 1, fits, 32)))
         for (other in listOf(15, 24, 33, 48)) assertTrue(!input.takes(listOf(1, 1, other, 32)))
@@ -92,6 +92,19 @@ class ManifestTest {
         val text = bytes.decodeToString()
         assertTrue("height" in text)
         assertTrue("does not fit the shape" in broken(text.replace("\"least\": 16", "\"least\": 33")))
+    }
+
+    @Test
+    fun `a state names the output that it is fed from`() {
+        val bytes = checkNotNull(ManifestTest::class.java.getResourceAsStream("/vectors/manifest.json")).readBytes()
+        val (image, state) = parseManifest(bytes).inputs
+        assertEquals(null, image.fedFrom)
+        assertEquals(0, state.fedFrom)
+        val text = bytes.decodeToString()
+        for (wrong in listOf("\"fed_from\": 1", "\"fed_from\": -1")) {
+            broken(text.replace("\"fed_from\": 0", wrong))
+        }
+        assertTrue("does not fit the output" in broken(text.replace("\"fed_from\": 0", "\"fed_from\": 1")))
     }
 
     @Test

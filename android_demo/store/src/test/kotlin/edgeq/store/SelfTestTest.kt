@@ -67,6 +67,35 @@ class SelfTestTest {
         assertTrue(!broken.passed)
     }
 
+    /** Adds its input to the state, with a scale of its own. */
+    private class Adding(private val scale: Float) : LoadedModel {
+        override fun run(inputs: List<Tensor>): List<Tensor> {
+            val (x, state) = inputs.map { it.toDoubles().single().toFloat() }
+            return listOf(Tensor.of(floatArrayOf(scale * state + x), listOf(1, 1)))
+        }
+
+        override fun close() = Unit
+    }
+
+    @Test
+    fun `a state is what the device itself made of the sample before`() {
+        val one = Tensor.of(floatArrayOf(1f), listOf(1, 1))
+        val sums = listOf(0f, 1f, 2f, 3f).map { Tensor.of(floatArrayOf(it), listOf(1, 1)) }
+        // the recorded states are right, and an error of the device's own adds up
+        val samples = List(3) { listOf(one, sums[it]) to listOf(sums[it + 1].reshape(listOf(1))) }
+        val fed = Golden(samples, emptyList(), listOf(null, 0))
+        assertEquals(Double.POSITIVE_INFINITY, fed.test(Adding(1f), 20.0).sqnrDb)
+        assertEquals(Golden(samples, emptyList()).test(Adding(0.9f), 10.0).maxAbs, 0.2, 1e-6)
+        assertEquals(fed.test(Adding(0.9f), 10.0).maxAbs, 0.29, 1e-6)
+    }
+
+    @Test
+    fun `a state of another shape is refused`() {
+        val one = Tensor.of(floatArrayOf(1f), listOf(1, 1))
+        val golden = Golden(List(2) { listOf(one, one.reshape(listOf(1))) to listOf(one.reshape(listOf(1))) }, emptyList(), listOf(null, 0))
+        assertEquals(Reason.RUN_FAILED, assertThrows(Refusal::class.java) { golden.test(Adding(1f), -99.0) }.reason)
+    }
+
     @Test
     fun `outputs of another shape or dtype are refused`() {
         val expected = column(floatArrayOf(1f, 2f, 3f, 4f))

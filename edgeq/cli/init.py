@@ -196,6 +196,13 @@ def _preprocess_text(found: Preprocessing) -> str:
     return "\n".join([*head, *(f"{key} = {json.dumps(value)}" for key, value in values.items())]) + "\n"
 
 
+def _likely_weights(model: Model, found: Found) -> str | None:
+    """Return the checkpoint of the model's name, or the only one there is."""
+    names = {model.name, model.source.rpartition(":")[2]}
+    of_name = [file for file in found.weights if Path(file).stem in names]
+    return next(iter(of_name or (found.weights if len(found.weights) == 1 else ())), None)
+
+
 def _model(model: Model, found: Found, output: Path) -> list[str]:
     lines = [
         "",
@@ -207,10 +214,10 @@ def _model(model: Model, found: Found, output: Path) -> list[str]:
     if model.weights is not None:
         lines.append(f"weights = {json.dumps(model.weights)}")
     elif model.source.startswith(_ARCHITECTURES):
-        such = json.dumps(found.weights[0]) if found.weights else '"weights.safetensors"'
+        such = json.dumps(_likely_weights(model, found) or "weights.safetensors")
         lines.append(f"# weights = {such}  # without weights they are random, and the bundle cannot be installed")
-    elif found.weights and ".py:" in model.source:
-        lines.append(f"# weights = {json.dumps(found.weights[0])}  # if {model.source} does not load them itself")
+    elif ".py:" in model.source and (likely := _likely_weights(model, found)) is not None:
+        lines.append(f"# weights = {json.dumps(likely)}  # if {model.source} does not load them itself")
     if model.preprocessing is not None:
         name = model.preprocessing.preset or _preprocess_file(output, model.name).name
         lines.append(f"data.preprocess = {json.dumps(name)}  # {model.preprocessing.origin}")
@@ -251,12 +258,15 @@ def _source(text: str) -> str:
         name for name in functions if name != "example_inputs"
     ]
     if not chosen or (chosen[0] not in GENERIC_FACTORIES and len(chosen) > 1):
+        data = {*_CALIBRATION, *_EVALUATION, "example_inputs"}
+        others = [name for name in functions if name.partition("_")[0] not in data and name not in data] or functions
         candidates = (
-            f"those that need no argument: {', '.join(functions)}"
+            f"those that need no argument: {', '.join(others)}"
             if functions
             else "it has no functions without arguments, and no such modules"
         )
-        raise UsageError(f"{text}: which function returns the model? {candidates}", f"give it as {text}:FUNCTION")
+        fix = f"give it as {text}:FUNCTION; of several models each: {text}:ONE {text}:TWO"
+        raise UsageError(f"{text}: which function returns the model? {candidates}", fix)
     return f"{text}:{chosen[0]}"
 
 

@@ -163,6 +163,17 @@ def test_the_stores_limit_is_that_of_an_app_that_was_built(folder):
     assert (gates.store_limits, gates.app_size_bytes) == (("play-base-module",), 5000)
 
 
+def test_the_proposed_checkpoint_is_the_one_of_the_models_name(folder):
+    (folder / "nets.py").write_text("def cat():\n    ...\ndef dog():\n    ...\ndef train_cat():\n    ...\n")
+    for name in ("ant.pth", "dog.pth", "cat.pth"):
+        (folder / name).touch()
+    with pytest.raises(UsageError, match=r"which function returns the model\? those that need no argument: cat, dog\n"):
+        init(["nets.py"], OUTPUT, weights=None, force=False)
+    init(["nets.py:cat", "nets.py:dog", "nets.py:train_cat", "torchvision:resnet18"], OUTPUT, weights=None, force=False)
+    proposed = [line.partition("#")[2].split()[2] for line in OUTPUT.read_text().splitlines() if "# weights" in line]
+    assert proposed == ['"cat.pth"', '"dog.pth"', '"weights.safetensors"']
+
+
 def test_weights_are_those_of_one_model_and_exist(folder):
     with pytest.raises(UsageError, match="--weights was given with 2 models"):
         init(["digits", "digits"], OUTPUT, weights="a.pt", force=False)

@@ -194,10 +194,16 @@ def _exported(quantized: QuantizedModel, spec: LowerSpec) -> tuple[Any, Any]:
 
 def _exact(program: Any, spec: LowerSpec) -> Any:
     """Return the program with what the exporter or ONNX Runtime would compute otherwise written out; most have none."""
+    import torch
+
     module = program.module()
     changes = _write_out_cut_pools(module), _leave_out_unseen_rows(module), _give_attention_four_axes(module)
     if not any(changes):
         return program
+    for node in module.graph.nodes:
+        # a result that was written out may lie in memory otherwise, where a view of it cannot be taken
+        if node.target is torch.ops.aten.view.default:
+            node.target = torch.ops.aten.reshape.default
     module.recompile()
     return _captured(module, spec)
 

@@ -196,6 +196,8 @@ def _optimized(module: Any, backend: str) -> tuple[Any, tuple[str, ...]]:
     import torch.backends.xnnpack
 
     frozen = torch.jit.freeze(module.eval())
+    # freezing lowers tuples last: what a layer hands on in one, of parameters alone, is known to be a constant now
+    torch._C._jit_pass_constant_propagation(frozen.graph)
     if backend == "qnnpack" and torch.backends.xnnpack.enabled:
         from torch.utils.mobile_optimizer import MobileOptimizerType, optimize_for_mobile
 

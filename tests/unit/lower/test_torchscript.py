@@ -21,6 +21,8 @@ from edgeq.core.results.model import TensorSpec
 from edgeq.core.samples import batches
 from edgeq.demo import digits
 from edgeq.lower.torchscript import _root, _traced
+from edgeq.verify.kernels import kernel_share
+from edgeq.verify.runtimes import RUNNERS
 
 ENGINES = ("qnnpack", "x86", "fbgemm")
 SCHEMES = ("static-int8", "fp32")
@@ -393,20 +395,37 @@ def test_newer_operators_are_written_as_older_ones_for_phones_and_dead_layers_ar
         np.testing.assert_allclose(came, expected, rtol=1e-5, atol=1e-6)
 
 
-class Positions(nn.Module):
-    """A table that a layer makes of positions alone, as in DeBERTa and Swin V2: freezing computes it."""
+class Block(nn.Module):
+    """A layer of what it gets, and one of a table of positions; it hands both on."""
 
     def __init__(self):
         super().__init__()
-        self.register_buffer("positions", torch.linspace(-1, 1, 16)[:, None])
-        self.table, self.mix = nn.Linear(1, 16), nn.Linear(16, 16)
+        self.table, self.mix = nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x, positions):
+        positions = nn.functional.dropout(positions, 0.1, self.training)
+        return self.mix(x) + self.table(positions), positions
+
+
+class Positions(nn.Module):
+    """Tables that layers make of positions alone, as in DeBERTa and Swin V2: freezing computes them."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("positions", torch.linspace(-1, 1, 256).view(16, 16))
+        self.first, self.second = Block(), Block()
 
     def forward(self, x):
-        return self.mix(x) + self.table(self.positions)
+        return self.second(*self.first(x, self.positions))[0]
 
 
 @pytest.mark.parametrize("backend", ["qnnpack", "x86"])
 def test_layers_of_constants_are_none_of_an_artifact(tmp_path, backend):
     model = loaded(Positions)
     low = lowered(quantized(model, scheme="dynamic-int8", backend=backend), model.inputs, tmp_path, backend=backend)
-    assert [layer.name for layer in low.layers] == ["mix"]
+    assert [layer.name for layer in low.layers] == ["first.mix", "second.mix"]
+    runner = RUNNERS["torchscript"](low.path, backend, 1, trusted=True)
+    runner.load()
+    (batch,) = batches(dataset(model.inputs, 1), model.inputs)
+    found = kernel_share("torchscript", runner.profile(batch.inputs, tmp_path), low.layers)
+    assert (found.int8_macs, found.why_unmatched) == (1.0, "")

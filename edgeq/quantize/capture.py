@@ -24,7 +24,15 @@ from edgeq.core.errors import (
     traced_line,
     user_line,
 )
-from edgeq.core.operators import DEFORM, exported, plain_deform_conv2d, plain_operators, traced_at, with_open_batch
+from edgeq.core.operators import (
+    DEFORM,
+    exported,
+    open_steps,
+    plain_deform_conv2d,
+    plain_operators,
+    traced_at,
+    with_open_batch,
+)
 from edgeq.core.results.model import LoadedModel, ModelWork, TensorSpec
 from edgeq.core.samples import Sizes, fixed_at, sizes_text, tried_sizes, varying_outputs, varying_sizes
 from edgeq.core.system import Uncompiled, replaced, unlogged
@@ -199,6 +207,10 @@ def capture(model: LoadedModel) -> Any:
             if varying_sizes(model.inputs) and not depends:
                 fix = "make forward take its sizes from its inputs, or give fixed sizes or another range in --input"
             raise UnsupportedError(what, fix) from err
+    if any(_writes(node) for node in _computed_from_constants(program)):
+        # Swin V2 zeroes a part of a copied bias: without writes in place, that is a constant like others
+        with silenced(), open_steps(model.inputs):
+            program = program.run_decompositions({})
     return with_constants(with_modules(plain_pads(plain_convolutions(program))), inputs, model.inputs)
 
 
@@ -490,12 +502,17 @@ def _written(graph: Any) -> set[Any]:
     """Return the nodes that are written into, themselves or through a view: forward's results, and no constants."""
     found: set[Any] = set()
     for node in graph.nodes:
-        schema = getattr(node.target, "_schema", None) if node.op == "call_function" else None
-        place = node if schema is not None and schema.is_mutable else None
+        place = node if _writes(node) else None
         while place is not None and place.op == "call_function" and place.all_input_nodes:
             place = place.all_input_nodes[0]
             found.add(place)
     return found
+
+
+def _writes(node: Any) -> bool:
+    """Whether a node is a call of an operator that writes in place."""
+    schema = getattr(node.target, "_schema", None) if node.op == "call_function" else None
+    return schema is not None and bool(schema.is_mutable)
 
 
 @contextlib.contextmanager

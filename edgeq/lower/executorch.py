@@ -300,12 +300,37 @@ def _xnnpack(_quantized: QuantizedModel, left_out: Collection[str]) -> Any:
 
 @contextlib.contextmanager
 def _xnnpack_passes(program: Any) -> Iterator[None]:
-    """Lower without repeated work, and give a copy that a partition gives out the fake value that the pass reads.
+    """Lower without repeated work, and without what XNNPACK's partitioner and passes trip over.
+
+    The partitioner (ExecuTorch 1.5.1) asks whether a merged partition would wait for itself through single nodes. Where
+    it would through another partition (A before B before A), as in Qwen 3, lowering ends with "Invalid partition, found
+    dependency cycles"; here it merges only what does not.
 
     XNNPACK's `ChannelsLastTaggedReshapePass` (ExecuTorch 1.5.1) exchanges a dequantize node for its copy in NCHW, for
-    all readers. Where the partition's output is one of them, the pass ends with KeyError: 'val'.
+    all readers. Where the partition's output is one of them, the pass ends with KeyError: 'val'. The copy
+    gets the fake value that the pass reads.
     """
     from executorch.backends.xnnpack._passes.channels_last_tagged_reshape_pass import ChannelsLastTaggedReshapePass
+    from executorch.exir.backend.canonical_partitioners.group_partitioner import GroupBasedPartitioner
+
+    mergeable = GroupBasedPartitioner._can_merge_partitions
+
+    def can_merge_partitions(self: Any, p1: int, p2: int, partitions_by_id: dict[int, Any]) -> bool:
+        if not mergeable(self, p1, p2, partitions_by_id):
+            return False
+        partition_of = {node: partition for partition in partitions_by_id.values() for node in partition.nodes}
+        merged = {*partitions_by_id[p1].nodes, *partitions_by_id[p2].nodes}
+        waiting = [user for node in merged for user in node.users if user not in merged]
+        seen: set[Any] = set()
+        while waiting:
+            node = waiting.pop()
+            if node in merged:
+                return False
+            if node not in seen:
+                together = partition_of[node].nodes if node in partition_of else (node,)
+                seen.update(together)
+                waiting += [user for one in together for user in one.users]
+        return True
 
     plain = ChannelsLastTaggedReshapePass.insert_copy_q_dq
 
@@ -317,7 +342,11 @@ def _xnnpack_passes(program: Any) -> Iterator[None]:
             if "val" not in node.meta:
                 node.meta["val"] = before.meta["val"]
 
-    with replaced(ChannelsLastTaggedReshapePass, "insert_copy_q_dq", insert_copy_q_dq), speedups(program):
+    with (
+        replaced(GroupBasedPartitioner, "_can_merge_partitions", can_merge_partitions),
+        replaced(ChannelsLastTaggedReshapePass, "insert_copy_q_dq", insert_copy_q_dq),
+        speedups(program),
+    ):
         yield
 
 

@@ -9,6 +9,9 @@ import re
 
 import pytest
 import torch
+from executorch.exir.backend.canonical_partitioners.pattern_op_partitioner import (
+    generate_grouped_partitions_from_list_of_nodes,
+)
 from small_models import IMAGE, SmallNet, artifact, loaded, lowered, quantized
 from torch import nn
 
@@ -254,3 +257,22 @@ def test_pads_that_the_kernels_do_not_take_are_written_otherwise(tmp_path, schem
     expected = model.model(x) if sizes is not None else (model.model(x),)
     for one, came in zip(expected, outputs, strict=True):
         assert torch.allclose(one, torch.from_numpy(came.copy()), atol=1e-5 if scheme == "fp32" else 0.05)
+
+
+class Crossing(nn.Module):
+    """Two chains with a sum in each that XNNPACK does not take."""
+
+    def forward(self, x):
+        before = (x * 2).cumsum(0) * 3
+        return before, (x * 4).cumsum(0) * 5
+
+
+def test_partitions_that_would_wait_for_one_another_are_not_merged():
+    program = torch.export.export(Crossing(), (torch.rand(4, 4),))
+    graph = program.graph_module
+    first, pair_end, pair_start, last = [node for node in graph.graph.nodes if "mul" in str(node.target)]
+    with DELEGATES["xnnpack"].around(program):
+        found = generate_grouped_partitions_from_list_of_nodes(graph, [[pair_start, pair_end], [first], [last]])
+    assert sorted(sorted(node.name for node in one.nodes) for one in found) == sorted(
+        [sorted([pair_start.name, pair_end.name]), [first.name], [last.name]]
+    )

@@ -27,6 +27,9 @@ _PRODUCTS = frozenset(
 
 _SEQUENCES = frozenset({"LSTMSequence", "GRUSequence", "RNNSequence"})
 
+# of the error of OpenVINO's reader, what is wrong: its first lines speak of checks of its own
+_FAILED = re.compile(r"^-- (No conversion rule found for .+|\S+ with a message:(?:\n.+)+)", re.MULTILINE)
+
 _ROUNDING_STEPS = 1e-3  # float32 rounds a product of a whole number to 127 by a scale by some 1e-5
 
 
@@ -73,6 +76,7 @@ def _written(
     library = openvino()
     from openvino._offline_transformations import apply_moc_transformations  # OpenVINO's converter and NNCF do as well
 
+    _leave_no_axis_of_real_parts(proto)
     del proto.graph.value_info[:]
     try:
         model = library.Core().read_model(proto.SerializeToString(deterministic=True), b"")
@@ -82,7 +86,9 @@ def _written(
     except ValueError as err:  # protobuf's own limit
         raise UnsupportedError(f"the graph would be larger than 2 GB: {first_line(err)}", "quantize it") from err
     except RuntimeError as err:
-        what = f"OpenVINO cannot read the ONNX graph: {first_line(err)}"
+        failed = _FAILED.search(str(err))
+        lines = failed[1].replace(" with a message", "").splitlines() if failed else [first_line(err)]
+        what = f"OpenVINO cannot read the ONNX graph: {' '.join(dict.fromkeys((lines[0], lines[-1])))}"
         raise UnsupportedError(what, "replace the operator named in this error, or use another target") from err
     named = _named(model, layers)
     if scheme in _STORED:
@@ -112,6 +118,35 @@ def _written(
         stored=_elements(model),
         companions=(("weights", path.with_suffix(".bin")),),
     )
+
+
+def _leave_no_axis_of_real_parts(proto: Any) -> None:
+    """Reshape the half spectra of real signals to what ONNX says that they are: [..., frequencies, 2].
+
+    OpenVINO's reader (2026.4) leaves the signal's last axis, of one real part, in front of the two parts.
+    """
+    import onnx
+    from onnx import helper
+
+    halves = [
+        node
+        for node in proto.graph.node
+        if node.op_type == "DFT" and any(one.name == "onesided" and one.i for one in node.attribute)
+    ]
+    if not halves:
+        return
+    known = onnx.shape_inference.infer_shapes(proto).graph
+    ranks = {one.name: len(one.type.tensor_type.shape.dim) for one in (*known.value_info, *known.output)}
+    for node in halves:
+        (value,) = node.output
+        if value not in ranks:
+            continue
+        sizes = np.array([*[0] * (ranks[value] - 1), 2], np.int64)  # 0 stands for the size that is there
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(sizes, f"{value}/sizes"))
+        node.output[0] = f"{value}/parts"
+        place = list(proto.graph.node).index(node) + 1
+        reshape = helper.make_node("Reshape", [node.output[0], f"{value}/sizes"], [value], f"{value}/reshape")
+        proto.graph.node.insert(place, reshape)
 
 
 def _partial_shape(spec: TensorSpec) -> Any:

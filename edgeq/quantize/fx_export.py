@@ -56,7 +56,17 @@ _TO_THE_END = 2**63 - 1  # of a slice, as torch.export writes it
 
 _METHODS = {_ATEN.view.default: "reshape", _ATEN.reshape.default: "reshape", _ATEN.permute.default: "permute"}
 
-_CONVOLUTIONS = {_ATEN.conv1d.default: nn.Conv1d, _ATEN.conv2d.default: nn.Conv2d, _ATEN.conv3d.default: nn.Conv3d}
+# the layer of an operator, and the operator's arguments behind weight and bias, with their defaults
+_PLAIN = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+_TRANSPOSED = {"stride": 1, "padding": 0, "output_padding": 0, "groups": 1, "dilation": 1}
+_CONVOLUTIONS = {
+    _ATEN.conv1d.default: (nn.Conv1d, _PLAIN),
+    _ATEN.conv2d.default: (nn.Conv2d, _PLAIN),
+    _ATEN.conv3d.default: (nn.Conv3d, _PLAIN),
+    _ATEN.conv_transpose1d.default: (nn.ConvTranspose1d, _TRANSPOSED),
+    _ATEN.conv_transpose2d.input: (nn.ConvTranspose2d, _TRANSPOSED),
+    _ATEN.conv_transpose3d.input: (nn.ConvTranspose3d, _TRANSPOSED),
+}
 
 # the layer of an operator, and how many gates it has
 _RECURRENT = {
@@ -188,18 +198,14 @@ def _layer(graph_module: Any, node: Any) -> Any:
             weight, bias = values[0], values[1] if len(values) > 1 else None
             layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
         elif node.target in _CONVOLUTIONS:
-            defaults: tuple[Any, ...] = (None, None, 1, 0, 1, 1)
-            weight, bias, stride, padding, dilation, groups = (*values, *defaults[len(values) :])
-            layer = _CONVOLUTIONS[node.target](
-                weight.shape[1] * groups,
-                weight.shape[0],
-                tuple(weight.shape[2:]),
-                stride if isinstance(stride, int) else tuple(stride),
-                padding if isinstance(padding, int) else tuple(padding),
-                dilation if isinstance(dilation, int) else tuple(dilation),
-                groups,
-                bias=bias is not None,
-            )
+            kind, defaults = _CONVOLUTIONS[node.target]
+            weight, bias, *given = (*values, None) if len(values) == 1 else values
+            settings = defaults | dict(zip(defaults, given, strict=False))
+            settings = {name: value if isinstance(value, int) else tuple(value) for name, value in settings.items()}
+            # a plain one's weights are [out, in / groups, …], a transposed one's [in, out / groups, …]
+            first, second = weight.shape[0], weight.shape[1] * settings["groups"]
+            channels = (second, first) if defaults is _PLAIN else (first, second)
+            layer = kind(*channels, tuple(weight.shape[2:]), bias=bias is not None, **settings)
         elif node.target is _ATEN._native_batch_norm_legit_no_training.default and len(weights) == 4:
             weight, bias, mean, variance, _momentum, eps = values
             layer = _NORMS[node.args[0].meta["val"].dim()](len(mean), eps)

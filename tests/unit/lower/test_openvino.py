@@ -250,3 +250,36 @@ def test_processors_without_vnni_need_weights_of_seven_bits(reduced):
     )
     exact = abs(float(done.stdout) - 8.0) <= 0.1
     assert exact == reduced, done.stdout  # 255 * 127 * 2 is more than 16 bits hold
+
+
+class HalfSpectra(nn.Module):
+    """The power of frames, from the parts of their spectra."""
+
+    def forward(self, x):
+        spectra = torch.fft.rfft(x)
+        return spectra.real.square() + spectra.imag.square(), torch.view_as_real(spectra).flatten(-2)
+
+
+def test_parts_of_half_spectra_have_the_shapes_that_onnx_states(tmp_path):
+    spec = TensorSpec(name="x", dtype="float32", shape=(1, 3, 16), low=-1.0)
+    model = loaded(HalfSpectra, spec)
+    low = lowered(quantized(model, "openvino", "fp32", backend="openvino"), (spec,), tmp_path, "openvino",
+                  backend="openvino")  # fmt: skip
+    runner = RUNNERS["openvino"](low.path, "openvino", 1, trusted=True)
+    runner.load()
+    x = torch.rand(1, 3, 16) * 2 - 1
+    for came, expected in zip(runner.run((x.numpy(),)), model.model(x), strict=True):
+        assert came.shape == expected.shape
+        np.testing.assert_allclose(came, expected.numpy(), atol=1e-5)
+
+
+class Determinant(nn.Module):
+    def forward(self, x):
+        return torch.linalg.det(x)
+
+
+def test_an_operator_that_openvino_cannot_read_is_named(tmp_path):
+    spec = TensorSpec(name="x", dtype="float32", shape=(1, 3, 3), low=-1.0)
+    graph = quantized(loaded(Determinant, spec), "openvino", "fp32", backend="openvino")
+    with pytest.raises(UnsupportedError, match="cannot read the ONNX graph: No conversion rule .*Det-18"):
+        lowered(graph, (spec,), tmp_path, "openvino", backend="openvino")

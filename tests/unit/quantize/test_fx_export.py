@@ -74,6 +74,35 @@ def normed(net, x):
     return net.mix(net.norms(y))
 
 
+class Upward(nn.Module):
+    """Transposed convolutions of each setting, of maps that torch.fx cannot trace."""
+
+    def __init__(self):
+        super().__init__()
+        self.down = nn.Conv2d(3, 8, 3, 2, 1)
+        self.up = nn.ConvTranspose2d(8, 12, 4, 2, 1, groups=2, bias=False)
+        self.more = nn.ConvTranspose2d(12, 4, (3, 2), (2, 1), (1, 0), (1, 0), dilation=(1, 2))
+
+    def forward(self, x):
+        y = self.down(x)
+        y[:, 0] = 0
+        return self.more(self.up(y).relu())
+
+
+@pytest.mark.parametrize(("backend", "quantizable"), [("qnnpack", {"down", "up", "more"}), ("x86", {"down"})])
+def test_transposed_convolutions_are_layers_by_their_names(tmp_path, backend, quantizable):
+    model = loaded(Upward, IMAGE)
+    result = quantized(model, backend=backend)
+    assert {*result.quantized} == quantizable
+    low = lowered(result, model.inputs, tmp_path, backend=backend)
+    assert [layer.name for layer in low.layers] == ["down", "up", "more"]
+    sums = Comparison()
+    ours, theirs = outputs_of(result.graph, model.inputs, 4, backend), outputs_of(model.model, model.inputs, 4)
+    for got, want in zip(ours, theirs, strict=True):
+        sums.add(want, got)
+    assert sums.sqnr_db > 20
+
+
 @pytest.mark.parametrize("backend", ["qnnpack", "x86"])
 @pytest.mark.parametrize(
     "end", [half, relu_of_slice, unpacked, zeros, twice, border, normed], ids=lambda end: end.__name__

@@ -90,6 +90,7 @@ def _written(
         lines = failed[1].replace(" with a message", "").splitlines() if failed else [first_line(err)]
         what = f"OpenVINO cannot read the ONNX graph: {' '.join(dict.fromkeys((lines[0], lines[-1])))}"
         raise UnsupportedError(what, "replace the operator named in this error, or use another target") from err
+    _part_rounded_products(model)
     named = _named(model, layers)
     if scheme in _STORED:
         narrower = _store(model, named, *_STORED[scheme])
@@ -147,6 +148,47 @@ def _leave_no_axis_of_real_parts(proto: Any) -> None:
         place = list(proto.graph.node).index(node) + 1
         reshape = helper.make_node("Reshape", [node.output[0], f"{value}/sizes"], [value], f"{value}/reshape")
         proto.graph.node.insert(place, reshape)
+
+
+def _part_rounded_products(model: Any) -> None:
+    """Round what passes from one matrix product over two axes to the next with a third axis in front.
+
+    OpenVINO (2026.4.1) makes one kernel of such products and what lies between them, where its threads are no more than
+    their rows: on one thread always. Where rounding lies between them, that kernel gives numbers from nowhere.
+    """
+    from openvino import opset13
+
+    two_axes = [
+        op for op in model.get_ordered_ops() if op.get_type_name() == "MatMul" and len(op.get_input_partial_shape(0)) == 2
+    ]
+    front = opset13.constant(np.array(0, np.int64))
+    for rounding in dict.fromkeys(op.input_value(0).get_node() for op in two_axes):
+        if rounding.get_type_name() != "FakeQuantize" or not _follows(rounding, two_axes):
+            continue
+        readers = rounding.output(0).get_target_inputs()
+        rounding.input(0).replace_source_output(opset13.unsqueeze(rounding.input_value(0), front).output(0))
+        rounding.validate_and_infer_types()
+        rounded = opset13.squeeze(rounding, front)
+        for reader in readers:
+            reader.replace_source_output(rounded.output(0))
+    model.validate_nodes_and_infer_types()
+
+
+def _follows(op: Any, products: Sequence[Any]) -> bool:
+    """Whether one of the products comes before an operator, with nothing between them that changes the shape."""
+    left, seen = [op], set()
+    while left:
+        current = left.pop()
+        if current in products:
+            return True
+        if current not in seen:
+            seen.add(current)
+            left += [
+                value.get_node()
+                for value in current.input_values()
+                if value.get_partial_shape() == op.get_output_partial_shape(0)
+            ]
+    return False
 
 
 def _partial_shape(spec: TensorSpec) -> Any:

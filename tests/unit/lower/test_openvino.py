@@ -283,3 +283,34 @@ def test_an_operator_that_openvino_cannot_read_is_named(tmp_path):
     graph = quantized(loaded(Determinant, spec), "openvino", "fp32", backend="openvino")
     with pytest.raises(UnsupportedError, match="cannot read the ONNX graph: No conversion rule .*Det-18"):
         lowered(graph, (spec,), tmp_path, "openvino", backend="openvino")
+
+
+class Products(nn.Module):
+    """Products over two axes: after one another, of the same value, and of a sum."""
+
+    def __init__(self, *, bias):
+        super().__init__()
+        self.first, self.second = nn.Linear(12, 16, bias=bias), nn.Linear(16, 16, bias=bias)
+        self.third, self.fourth = nn.Linear(16, 16, bias=bias), nn.Linear(16, 4, bias=bias)
+
+    def forward(self, x):
+        y = self.first(x).relu()
+        return self.fourth(self.second(y) + self.third(y))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("rows", [1, 6])
+def test_products_that_follow_one_another_are_right_on_any_number_of_threads(rows, bias, tmp_path):
+    spec = TensorSpec(name="x", dtype="float32", shape=(rows, 12), low=-2.0, high=2.0)
+    graph = quantized(loaded(Products(bias=bias), spec), "openvino", "static-int8", backend="openvino",
+                      reduce_range=True)  # fmt: skip
+    low = lowered(graph, (spec,), tmp_path, "openvino", backend="openvino")
+    drawn = [*batches(dataset((spec,), 4), (spec,))]
+    for threads in (1, 8):
+        runner = RUNNERS["openvino"](low.path, "openvino", threads, trusted=True)
+        runner.load()
+        for batch in drawn:
+            (came,), (expected,) = runner.run(batch.inputs), forward(graph.graph)(batch)
+            assert np.abs(came - expected).max() <= graph.output_steps[0] * 1.001
+        found = kernel_share("openvino", runner.profile(drawn[0].inputs, tmp_path), low.layers)
+        assert (found.int8_macs, found.why_unmatched) == (1.0, "")

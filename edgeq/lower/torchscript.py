@@ -43,13 +43,15 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
             warnings.simplefilter("ignore")  # torch.jit announces its deprecation on every call
             inputs = _inputs(spec.inputs)
             versions = [value._version for value in inputs]
-            layers = stored_layers(eager_layers(quantized.graph, inputs), quantized)
+            computed = eager_layers(quantized.graph, inputs)
             # an artifact leaves to its caller what it was given, also where forward writes in place (x.sub_(0.5))
             written = frozenset(i for i, value in enumerate(inputs) if value._version != versions[i])
             traced = _traced(_root(quantized.graph, written), _inputs(spec.inputs))
             if spec.backend == "qnnpack" and any(f"aten::{name}" in str(traced.inlined_graph) for name in _IN_2_1):
                 traced = _traced(_root(quantized.graph, written, older=True), _inputs(spec.inputs))
             module, passes = _optimized(traced, spec.backend)
+            products = _products(module)
+            layers = [layer for layer, of_inputs in computed if of_inputs or layer.name in products]
             _refuse_kept_sizes(module, quantized.graph, spec)
             path = _save(module, spec)
             version, operators = _archive_facts(module)
@@ -63,7 +65,7 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
         passes=passes,
         operators=operators,
         undelegated=(),
-        layers=layers,
+        layers=stored_layers(layers, quantized),
         delegated_macs=None,
         stored=archive_elements(path),
     )
@@ -262,11 +264,12 @@ _DATA_SIZED = frozenset(
 )
 
 
-def eager_layers(module: Any, inputs: tuple[Any, ...]) -> tuple[Layer, ...]:
+def eager_layers(module: Any, inputs: tuple[Any, ...]) -> tuple[tuple[Layer, bool], ...]:
     """Run `module` once and return its convolutions and matrix products in the order of execution.
 
     Those that no output depends on, such as a pooler whose result the model drops, are not in an artifact, nor here.
-    Those of parameters alone, such as a table of relative positions, are constants once it is frozen.
+    Beside each is whether the inputs decide its result. One of parameters alone, such as a table of relative positions,
+    is a constant once the module is frozen, unless its size is read from an input.
 
     Raises:
         UnsupportedError: forward turns input-dependent tensors into Python values, which tracing would freeze; or the
@@ -274,7 +277,7 @@ def eager_layers(module: Any, inputs: tuple[Any, ...]) -> tuple[Layer, ...]:
     """
     import torch
 
-    found: list[Layer] = []
+    found: list[tuple[Layer, bool]] = []
     stack: list[str] = []
     data_sized: list[str] = []
     reaching: dict[int, frozenset[int]] = {}  # by storage, which views share: the layers that its values depend on
@@ -287,11 +290,13 @@ def eager_layers(module: Any, inputs: tuple[Any, ...]) -> tuple[Layer, ...]:
         leaves = torch.utils._pytree.arg_tree_leaves(*args, **kwargs)
         taken = [_storage(leaf) for leaf in leaves if isinstance(leaf, holding)]
         layers = frozenset().union(*(reaching.get(place, ()) for place in taken))
-        if layer is not None and any(torch.is_tensor(leaf) and leaf in fed for leaf in leaves):
+        if layer is not None:
+            of_inputs = any(torch.is_tensor(leaf) and leaf in fed for leaf in leaves)
             factors = [args[i] for i in MATRIX_OPS.get(op, (0, 1) if op == _ATTENTION else ())]
             of_activations = bool(factors) and all(factor in fed for factor in factors)
             layers |= {len(found)}
-            found.append(dataclasses.replace(layer, of_activations=of_activations and namespace == "aten"))
+            layer = dataclasses.replace(layer, of_activations=of_activations and namespace == "aten")
+            found.append((layer, of_inputs))
         written = [
             _storage(arg)
             for arg, formal in zip(args, func._schema.arguments, strict=False)
@@ -327,7 +332,17 @@ def eager_layers(module: Any, inputs: tuple[Any, ...]) -> tuple[Layer, ...]:
         return tuple(found)  # a container that cannot be looked into
     kept = [leaf for leaf in (*outputs, *module.buffers()) if torch.is_tensor(leaf)]  # an archive has writes to state
     live = frozenset().union(*(reaching.get(_storage(leaf), ()) for leaf in kept))
-    return tuple(layer for i, layer in enumerate(found) if i in live)
+    return tuple(one for i, one in enumerate(found) if i in live)
+
+
+def _products(module: Any) -> set[str]:
+    """Return the names of the modules whose convolutions and matrix products an optimized trace computes."""
+    names = set()
+    for node in module.graph.nodes():
+        op = node.kind().rpartition("::")[2].strip("_")
+        if op in MATRIX_OPS or op.startswith(("conv", "linear")):
+            names.add(node.scopeName().rpartition("/")[2].removeprefix("__module.graph."))
+    return names
 
 
 def _storage(tensor: Any) -> int:

@@ -468,6 +468,8 @@ def with_constants(program: Any, inputs: tuple[Any, ...], specs: Sequence[Tensor
                     constant = module.graph.get_attr(name)
                 constant.meta.update(node.meta)
                 node.replace_all_uses_with(constant)
+                values[constant], sources[constant] = values[node], frozenset([constant])
+                fixed.add(constant)
                 folded = True
     if not folded:
         return program
@@ -494,7 +496,9 @@ def _computed_from_constants(program: Any) -> list[Any]:
 def _takes_no_more(node: Any, values: Mapping[Any, Any], sources: Collection[Any], fixed: Collection[Any]) -> bool:
     """Whether a program with a constant in place of its sources stores no more, or the constant is a resized one."""
     held = sum(value.numel() for value in map(values.__getitem__, sources) if hasattr(value, "numel"))
-    alone = all(user in fixed for one in sources for user in one.users)
+    # a layer's output is computed here even where others share its weights: it is small, and see `with_constants`
+    is_layer = str(node.target).startswith(("aten.conv", "aten.linear"))
+    alone = is_layer or all(user in fixed for one in sources for user in one.users)
     return "upsample" in str(node.target) or (alone and values[node].numel() <= held)
 
 

@@ -410,20 +410,30 @@ class Block(nn.Module):
 class Positions(nn.Module):
     """Tables that layers make of positions alone, as in DeBERTa and Swin V2: freezing computes them."""
 
-    def __init__(self):
+    def __init__(self, *, sized):
         super().__init__()
         self.register_buffer("positions", torch.linspace(-1, 1, 256).view(16, 16))
         self.first, self.second = Block(), Block()
+        self.sized = sized
 
     def forward(self, x):
-        return self.second(*self.first(x, self.positions))[0]
+        positions = self.positions.repeat(x.shape[0], 1, 1) if self.sized else self.positions
+        return self.second(*self.first(x, positions))[0]
 
 
+@pytest.mark.parametrize(
+    ("sized", "layers"),
+    [
+        (False, ["first.mix", "second.mix"]),
+        # a trace reads the batch's size from the input, and so computes tables of that size each time
+        (True, ["first.mix", "first.table", "second.mix", "second.table"]),
+    ],
+)
 @pytest.mark.parametrize("backend", ["qnnpack", "x86"])
-def test_layers_of_constants_are_none_of_an_artifact(tmp_path, backend):
-    model = loaded(Positions)
+def test_layers_of_constants_are_none_of_an_artifact(tmp_path, backend, sized, layers):
+    model = loaded(Positions(sized=sized))
     low = lowered(quantized(model, scheme="dynamic-int8", backend=backend), model.inputs, tmp_path, backend=backend)
-    assert [layer.name for layer in low.layers] == ["first.mix", "second.mix"]
+    assert [layer.name for layer in low.layers] == layers
     runner = RUNNERS["torchscript"](low.path, backend, 1, trusted=True)
     runner.load()
     (batch,) = batches(dataset(model.inputs, 1), model.inputs)

@@ -183,6 +183,18 @@ class Query(nn.Module):
         return self.keys(x) * self.project(self.query.expand(len(x), -1))
 
 
+class Probe(nn.Module):
+    """A learned query that attends to rows, as in SigLIP: the query's weights are a part of those for rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.weights = nn.Parameter(torch.randn(1, 4)), nn.Parameter(torch.randn(12, 4))
+
+    def forward(self, x):
+        query, others = self.weights.split([4, 8])
+        return nn.functional.linear(x, others) * nn.functional.linear(self.query.repeat(1, 1), query).repeat(1, 2)
+
+
 class Zeroed(nn.Module):
     """A layer with a part of its bias zeroed, as in Swin V2's attention."""
 
@@ -196,11 +208,12 @@ class Zeroed(nn.Module):
         return nn.functional.linear(x, self.layer.weight, bias)
 
 
-@pytest.mark.parametrize("module", [Query, Zeroed])
+@pytest.mark.parametrize("module", [Query, Probe, Zeroed])
 def test_what_a_layer_makes_of_parameters_is_computed_once(module):
     model = loaded(module, FOUR)
     program = capture(model)
     (layer,) = [node for node in program.graph.nodes if node.target is torch.ops.aten.linear.default]
+    assert layer.args[0].target == "x"
     assert {arg.op for arg in layer.args[1:]} == {"placeholder"}
     (x,) = example_tensors((FOUR,), 1)
     torch.testing.assert_close(program.module()(x), model.model(x))

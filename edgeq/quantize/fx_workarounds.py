@@ -11,6 +11,7 @@ Seen in torch 2.15.0 (`pt2e_workarounds` has the list of the other routes):
 - Its shared and fixed ranges reach values that they do not fit: `fx_observers` has that list.
 - The int8 nn.PReLU lets negative values through: `exchange_layers`.
 - QNNPACK counts the padding of an average pool in, although it is to be left out: `exchange_layers`.
+- It has no maximum over one value: `exchange_layers`, `use_int8_forms`.
 - QNNPACK's clamp reads a channels-last tensor as if it were contiguous: `contiguous_clamps`.
 - It gives a clamp and the layer before it one range, which the clamp cuts: `saturate_clamps`.
 - Int8 pools, resizings and norms of both engines read tokens [1, H * W, C] that were transposed to an image as if they
@@ -72,6 +73,8 @@ def exchange_layers(module: Any) -> None:
                 setattr(part, name, _FloatPReLU(child.weight))
             elif type(child) is nn.AvgPool2d and child.padding not in (0, (0, 0)) and not child.count_include_pad:
                 setattr(part, name, _FloatAvgPool2d(child))
+            elif type(child) is nn.MaxPool2d and child.kernel_size in (1, (1, 1)) and not child.return_indices:
+                setattr(part, name, _Every(child.stride))
             elif isinstance(child, nn.modules.conv._ConvNd):
                 _number_padding(child)
                 if isinstance(child.padding, str) or (child.padding_mode != "zeros" and not child.transposed):
@@ -152,6 +155,22 @@ class _FloatAvgPool2d(nn.Module):  # type: ignore[misc]  # torch is not followed
 
     def forward(self, x: Any) -> Any:
         return torch.ops.aten.avg_pool2d(x, *self.sizes, self.ceil_mode, False, self.divisor)
+
+
+class _Every(nn.Module):  # type: ignore[misc]  # torch is not followed by mypy
+    """Takes every n-th row and column, as a maximum over one value does: QNNPACK has none of that (torch 2.15)."""
+
+    def __init__(self, stride: Any) -> None:
+        super().__init__()
+        self.index = _every(stride)
+
+    def forward(self, x: Any) -> Any:
+        return x[self.index]
+
+
+def _every(stride: Any) -> tuple[Any, ...]:
+    """Return the index of every n-th row and column."""
+    return (..., *(slice(None, None, step) for step in ((stride, stride) if type(stride) is int else stride)))
 
 
 def containers(module: Any, types: Mapping[str, str], keep: Sequence[str]) -> list[str]:
@@ -275,6 +294,7 @@ def use_int8_forms(node: Any, inputs: tuple[Any, ...], keywords: Mapping[str, An
     - A number before a tensor (`1 + x`) is one that the int8 kernel takes behind it only.
     - Functional convolutions are packed by arguments that FX takes from the call: defaults are written out.
     - Resizing has int8 kernels of some modes only.
+    - QNNPACK has no maximum over one value, as detectors' pyramids end with: every n-th row and column is the same.
     - A view of a convolution's int8 output is one of a channels-last tensor: where that has no such view, a copy.
 
     Args:
@@ -295,6 +315,11 @@ def use_int8_forms(node: Any, inputs: tuple[Any, ...], keywords: Mapping[str, An
     elif node.target in _CONVOLUTIONS:
         weight = inputs[1] if len(inputs) > 1 else keywords["weight"]
         _write_out(node, tuple(weight.shape[2:]))
+    elif node.target is nn.functional.max_pool2d:
+        given = dict(zip(("kernel_size", "stride"), node.args[1:], strict=False)) | node.kwargs
+        kernel, indices = given["kernel_size"], given.get("return_indices")
+        if kernel in (1, [1], (1,), [1, 1], (1, 1)) and not indices:
+            node.target, node.args, node.kwargs = operator.getitem, (node.args[0], _every(given.get("stride") or 1)), {}
     elif node.target is nn.functional.interpolate:
         given = dict(zip(("size", "scale_factor", "mode"), node.args[1:], strict=False)) | node.kwargs
         if given.get("antialias") or given.get("mode", "nearest") not in ("nearest", "bilinear"):

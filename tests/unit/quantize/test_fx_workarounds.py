@@ -172,6 +172,33 @@ def test_what_the_engines_cannot_take_is_written_as_its_equal(make):
     assert _sqnr_db(model, result, "qnnpack") > 25  # the float model is as it was, too
 
 
+class Halved(nn.Module):
+    """Takes every second value by a maximum over one, as the last level of detectors' pyramids does."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last, self.pool = nn.Conv2d(8, 8, 3), nn.Conv2d(8, 4, 1), nn.MaxPool2d(1, (2, 1))
+
+    def forward(self, x):
+        y = self.first(x)
+        return self.last(nn.functional.max_pool2d(y, 1, 2, 0)), self.last(self.pool(y))
+
+
+@pytest.mark.parametrize("backend", ["qnnpack", "x86"])
+def test_a_maximum_over_one_value_is_every_nth(backend):
+    model = loaded(Halved, EIGHT)
+    result = quantized(model, backend=backend)
+    got, expected = (
+        outputs_of(graph, model.inputs, 4, engine) for graph, engine in ((result.graph, backend), (model.model, None))
+    )
+    assert [one.shape for one in got[0]] == [one.shape for one in expected[0]]
+    for index in (0, 1):
+        sums = Comparison()
+        for ours, theirs in zip(got, expected, strict=True):
+            sums.add((theirs[index],), (ours[index],))
+        assert sums.sqnr_db > 25
+
+
 @pytest.mark.parametrize("module", [fx_workarounds, pt2e_workarounds])
 def test_what_upstream_gets_wrong_was_seen_in_the_versions_that_are_installed(module):
     # after an update each fault is to be looked at again, and then its version written here

@@ -30,9 +30,10 @@ _TORCH = re.compile(
     r"|_transformer_encoder_layer_fwd|_scaled_dot_product_flash_attention_for_cpu))$"
 )
 
-# ONNX Runtime's operators after its fusions, and what it appends to the names of nodes that it moved or fused
-_ORT_WORDS = re.compile(r"(?:_token_\d+|/.*)$")
+# what ONNX Runtime appends to the name of a node that it moved; behind a slash it says into what it fused one
+_ORT_MOVED = re.compile(r"_token_\d+$")
 
+# ONNX Runtime's operators after its fusions
 _ONNX_INT8 = frozenset(
     {"QLinearConv", "QLinearMatMul", "QGemm", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat"}
     | {"DynamicQuantizeMatMul", "DynamicQuantizeLSTM"}
@@ -98,9 +99,18 @@ def _by_node(kernels: Sequence[str], layers: Sequence[Layer]) -> list[Precision]
 
     It runs branches in an order of its own, keeps a node's name when it quantizes it, and not when it fuses float ones.
     """
-    quantized = [_ORT_WORDS.sub("", name.partition(" ")[2]) for name in kernels if _precision("onnx", name) == "int8"]
-    if not set(quantized) <= {layer.name for layer in layers} or len(set(quantized)) != len(quantized):
-        return None
+    known = {layer.name for layer in layers}
+    quantized = set()
+    for kernel in kernels:
+        if _precision("onnx", kernel) != "int8":
+            continue
+        name = kernel.partition(" ")[2]
+        while name and name not in known:  # names of files' nodes have slashes of their own
+            plain = _ORT_MOVED.sub("", name)
+            name = plain if plain != name else name.rpartition("/")[0]
+        if name not in known - quantized:
+            return None
+        quantized.add(name)
     return ["int8" if layer.name in quantized else "other" for layer in layers]
 
 

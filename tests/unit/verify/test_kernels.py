@@ -147,7 +147,14 @@ def test_onnx_runtimes_kernels_are_matched_by_their_nodes_in_any_order():
     assert (found.int8_macs, found.precisions) == (6 / 8, ("int8", "other", "int8"))
 
 
-@pytest.mark.parametrize("name", ["d", "c"])
+def test_names_of_onnx_files_have_slashes_and_commas_of_their_own():
+    names = ("/a, b/Conv_0", "/a, b/Conv_1", "/a, b")
+    kernels = ("QLinearConv /a, b/Conv_0_token_1", "QLinearConv /a, b/Conv_1", "QGemm /a, b/MatMulAddFusion")
+    found = kernel_share("onnx", kernels, [layer(1, name) for name in names])
+    assert (found.int8_macs, found.why_unmatched) == (1.0, "")
+
+
+@pytest.mark.parametrize("name", ["d", "c", "/c/d"])
 def test_a_quantized_kernel_of_no_layer_or_twice_of_one_claims_nothing(name):
     found = kernel_share("onnx", (f"QLinearConv {name}", *ORT[1:]), [layer(1, "c"), layer(2, "b"), layer(5, "a")])
     assert found.int8_macs is None

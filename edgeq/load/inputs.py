@@ -342,10 +342,15 @@ def bounded(specs: Sequence[TensorSpec], run: Callable[[tuple[NDArray[Any], ...]
     range for the others. Each place is tried alone, with all others at their lowest value, and halved down to the
     highest value that the model takes. A range that no place takes stays as it is: whoever wrote it shall know.
 
+    An example has the highest value at most, and its range begins at 0: a length may have to be 1 or more, or all of
+    what there is. Where the model takes the highest values and not the lowest, the lowest of an input is raised.
+
     Args:
         specs: the model's inputs.
         run: runs the model on an array for each input; raises what the model raises.
     """
+
+    specs = _raised(specs, run)
 
     def takes(filled: Mapping[int, NDArray[Any]]) -> bool:
         lowest = [np.full(spec.shape, spec.low).astype(spec.dtype) for spec in specs]
@@ -384,6 +389,32 @@ def bounded(specs: Sequence[TensorSpec], run: Callable[[tuple[NDArray[Any], ...]
                     most = value - 1
             highs[place] = float(least)
         found[index] = replace(spec, highs=tuple(highs))
+    return tuple(found)
+
+
+def _raised(specs: Sequence[TensorSpec], run: Callable[[tuple[NDArray[Any], ...]], Any]) -> tuple[TensorSpec, ...]:
+    """Return the inputs with the lowest whole numbers that a model takes, where it takes their highest ones."""
+    whole = [i for i, spec in enumerate(specs) if not spec.dtype.startswith(("float", "bool")) and not spec.varying]
+    found = list(specs)
+
+    def takes(values: Mapping[int, float]) -> bool:
+        at = (values.get(i, spec.high if i in whole else spec.low) for i, spec in enumerate(found))
+        try:
+            run(tuple(np.full(spec.shape, value).astype(spec.dtype) for spec, value in zip(found, at, strict=True)))
+        except Exception:  # the user's forward may raise anything
+            return False
+        return True
+
+    if not whole or takes({i: found[i].low for i in whole}) or not takes({}):
+        return tuple(found)
+    for i in whole:
+        refused, taken = int(found[i].low), int(found[i].high)
+        if takes({i: refused}):
+            continue
+        while taken - refused > 1:
+            value = (refused + taken) // 2
+            refused, taken = (refused, value) if takes({i: value}) else (value, taken)
+        found[i] = replace(found[i], low=float(taken))
     return tuple(found)
 
 

@@ -199,6 +199,17 @@ def test_a_range_that_all_columns_or_none_take_stays_as_it_was_written(text):
     assert bounded(specs, looked_up) == specs
 
 
+@pytest.mark.parametrize(("least", "low"), [(1, 1.0), (5, 5.0), (8, 8.0), (0, 0.0), (9, 0.0)])
+def test_lengths_begin_where_the_model_takes_them(least, low):
+    specs = (parse_input("x=2x8", 0), parse_input("lengths=int64:2:0..8", 1), parse_input("ids=int64:2x3:0..4", 2))
+
+    def packed(arrays):
+        if arrays[1].min() < least:
+            raise ValueError("Length of all samples has to be greater than 0")
+
+    assert bounded(specs, packed) == (specs[0], replace(specs[1], low=low), specs[2])
+
+
 def test_a_name_stands_for_one_range():
     with pytest.raises(UsageError, match=r"'seq' is 8\.\.64, but 8\.\.128 in 'a=1x{seq=8\.\.128}'"):
         parse_inputs(["a=1x{seq=8..128}", "b=1x{seq=8..64}"])

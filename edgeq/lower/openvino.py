@@ -158,9 +158,8 @@ def _part_rounded_products(model: Any) -> None:
     """
     from openvino import opset13
 
-    two_axes = [
-        op for op in model.get_ordered_ops() if op.get_type_name() == "MatMul" and len(op.get_input_partial_shape(0)) == 2
-    ]
+    products = [op for op in model.get_ordered_ops() if op.get_type_name() == "MatMul"]
+    two_axes = [op for op in products if len(op.get_input_partial_shape(0)) == 2]
     front = opset13.constant(np.array(0, np.int64))
     for rounding in dict.fromkeys(op.input_value(0).get_node() for op in two_axes):
         if rounding.get_type_name() != "FakeQuantize" or not _follows(rounding, two_axes):

@@ -281,7 +281,7 @@ class Determinant(nn.Module):
 def test_an_operator_that_openvino_cannot_read_is_named(tmp_path):
     spec = TensorSpec(name="x", dtype="float32", shape=(1, 3, 3), low=-1.0)
     graph = quantized(loaded(Determinant, spec), "openvino", "fp32", backend="openvino")
-    with pytest.raises(UnsupportedError, match="cannot read the ONNX graph: No conversion rule .*Det-18"):
+    with pytest.raises(UnsupportedError, match=r"cannot read the ONNX graph: No conversion rule .*Det-18"):
         lowered(graph, (spec,), tmp_path, "openvino", backend="openvino")
 
 

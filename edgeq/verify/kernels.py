@@ -100,7 +100,7 @@ def _by_node(kernels: Sequence[str], layers: Sequence[Layer]) -> list[Precision]
     It runs branches in an order of its own, keeps a node's name when it quantizes it, and not when it fuses float ones.
     """
     known = {layer.name for layer in layers}
-    quantized = set()
+    quantized: set[str] = set()
     for kernel in kernels:
         if _precision("onnx", kernel) != "int8":
             continue

@@ -250,7 +250,7 @@ def test_a_clamp_that_no_range_with_zero_can_do_stays():
 
 
 class Masked(nn.Module):
-    """Attention with a mask of truth values or of floats, as a decoder makes from padding; or with one for each head."""
+    """Attention with a mask of truth values or floats, as a decoder makes from padding, or with one for each head."""
 
     def __init__(self, kind):
         super().__init__()

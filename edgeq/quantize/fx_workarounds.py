@@ -765,11 +765,7 @@ def observe_after_clamps(
         if not observes(before) or len(before.users) != 1 or len(after) != 1 or not observes(after[0]):
             continue
         layer = before.args[0]
-        if (
-            layer.op != "call_function"
-            or layer.target.__name__.split(".")[0] not in layers
-            or len(layer.users) != 1
-        ):
+        if layer.op != "call_function" or layer.target.__name__.split(".")[0] not in layers or len(layer.users) != 1:
             continue
         before.replace_all_uses_with(layer)
         prepared.graph.erase_node(before)

@@ -77,7 +77,8 @@ def markdown(rows: Sequence[Row]) -> list[str]:
     if troubled:
         lines += ["", "| not ok | target | scheme | verdict | why |", "| --- | --- | --- | --- | --- |"]
     for row in troubled:
-        reason = " ".join(row["reason"].split()).replace("|", "\\|")[:300]
+        # cut where it may be inside of a command: as plain text, then
+        reason = " ".join(row["reason"].split()).replace("`", "").replace("|", "\\|")[:300]
         lines.append(f"| {row['model']} | {row['target']} | {row['scheme'] or '-'} | {row['verdict']} | {reason} |")
     return lines
 

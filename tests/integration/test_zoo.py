@@ -92,7 +92,7 @@ def test_the_page_shows_every_row():
         {"model": "timm.a", "target": "linux-x86_64-ort", "scheme": "static-int8", "verdict": "ok", "db": 21.4},
         {"model": "timm.a", "target": "linux-x86_64-x86", "scheme": "", "verdict": "refused", "db": None},
     ]
-    rows = [{**row, "date": "2026-11-30", "library": "timm 1.0", "reason": "(3) a | b\nc"} for row in rows]
+    rows = [{**row, "date": "2026-11-30", "library": "timm 1.0", "reason": "(3) `a` | b\nc"} for row in rows]
     page = "\n".join(zoo_table.markdown([json.loads(json.dumps(row)) for row in rows]))
     assert "1 models on 2 targets, 2 pairs, run from 2026-11-30 to 2026-11-30: 1 ok (50.0%)" in page
     assert "| timm.a | - | refused | static-int8 21 dB | - | - |" in page

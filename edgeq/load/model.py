@@ -536,7 +536,7 @@ def as_module(module: Any, inputs: Sequence[str], examples: Any, source: str) ->
         raise UnsupportedError(what, "give the Python class that it was made from, as file.py:factory")
     # a scripted module has its arguments' names, the graph others
     names = [argument.name for argument in frozen.forward.schema.arguments[1:]]
-    return as_graph(program, names[: len(given)])
+    return as_graph(program, names[: len(given)], {name for name, _ in frozen.named_parameters()})
 
 
 def settled(module: Any, source: str, *, has_weights: bool = False) -> Any:

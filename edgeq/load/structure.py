@@ -13,7 +13,7 @@ import inspect
 import keyword
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -373,12 +373,38 @@ def _inner(self: Any, *args: Any, **kwargs: Any) -> Any:
     return self.model(*args, **kwargs)
 
 
-def as_graph(program: Any, names: Sequence[str]) -> Any:
-    """Return an exported program as a torch.fx.GraphModule that takes its tensors by position, under these names."""
+# operators whose second and third argument are a weight and a bias
+_WITH_WEIGHTS = frozenset({"convolution", "conv1d", "conv2d", "conv3d", "linear", "batch_norm", "addmm"})
+
+
+def as_graph(program: Any, names: Sequence[str], parameters: Collection[str]) -> Any:
+    """Return an exported program as a torch.fx.GraphModule that takes its tensors by position, under these names.
+
+    Args:
+        program: of a converter that makes a buffer, or a plain attribute, of every tensor.
+        names: of its inputs.
+        parameters: names of those tensors that are parameters. A frozen module has none left: then they are the
+            weights that layers read.
+    """
     import torch
 
     module = program.module(check_guards=False)
     graph = module.graph
+    held = {str(node.target): node for node in graph.nodes if node.op == "get_attr"}
+    read = {
+        str(arg.target)
+        for node in graph.nodes
+        if str(node.target).split(".")[:2][-1] in _WITH_WEIGHTS
+        for arg in node.args[1:3]
+        if isinstance(arg, torch.fx.Node) and arg.op == "get_attr"
+    }
+    for name in {*parameters} & {*held} or read & {*held}:
+        owner, _, own = name.rpartition(".")
+        part = module.get_submodule(owner)
+        value = getattr(part, own)
+        if value.is_floating_point():
+            delattr(part, own)
+            part.register_parameter(own, torch.nn.Parameter(value.detach(), requires_grad=False))
     for node, name in zip([node for node in graph.nodes if node.op == "placeholder"], names, strict=True):
         node.target = name
     (outputs,) = graph.output_node().args

@@ -93,12 +93,15 @@ def test_an_exported_program_is_quantized_by_fx_too(package: Run) -> None:
     assert made.gate("int8_macs")["outcome"] == "ok"
 
 
-def test_a_scripted_archive_is_quantized_on_each_runtime(package: Run) -> None:
+@pytest.mark.parametrize("how", ["scripted", "frozen"])
+def test_an_archive_is_quantized_on_each_runtime(package: Run, how: str) -> None:
     torch.manual_seed(0)
-    layers = (torch.nn.Conv2d(1, 8, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(8 * 36, 4))
-    torch.jit.script(torch.nn.Sequential(*layers).eval()).save("scripted.pt")
+    layers = (torch.nn.Conv2d(1, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU(), torch.nn.Flatten())
+    net = torch.nn.Sequential(*layers, torch.nn.Linear(8 * 36, 4)).eval()
+    torch.jit.script(net).save("scripted.pt")
+    torch.jit.freeze(torch.jit.trace(net, torch.zeros(1, 1, 8, 8))).save("frozen.pt")
     targets = ("-t", X86, "-t", "linux-x86_64-ort", "-t", XNNPACK)
-    args = ("scripted.pt", "--input", "1x1x8x8", *targets, "-o", "out", "--calibration-data", "calibration.npz")
+    args = (f"{how}.pt", "--input", "1x1x8x8", *targets, "-o", "out", "--calibration-data", "calibration.npz")
     made = package(*args, "--scheme", "static-int8", "--json", base=False)
     assert made.code == 0, made.out + made.err
     assert [row["passed"] for row in made.json["rows"]] == [True] * 3

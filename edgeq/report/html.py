@@ -427,7 +427,7 @@ def bundle_view(source: Source, data: DataFacts, *, title: str) -> BundleView:
         error_start=_error_start(row.layer_sqnrs),
         depth=depth_plot(row.layer_sqnrs, numbered) if row.layer_sqnrs else None,
         bytes_plot=_bytes_plot(row),
-        latency=box(runs, title=f"Latency on {row.verified.host}", anchor="latency-plot") if runs else None,
+        latency=box(runs, title=_timed_on(row), anchor="latency-plot") if runs else None,
         places=places(row),
         host_only=why_host_only(row),
         flips=_flips(flips, manifest.labels) if flips else None,
@@ -545,6 +545,11 @@ def _layers(row: PackageResult) -> tuple[LayerView, ...]:
         )
         for number, (layer, kind, sqnr) in known
     )
+
+
+def _timed_on(row: PackageResult) -> str:
+    unsure = row.verified.timing.why_unsure if row.verified.timing else ""
+    return f"Latency on {row.verified.host}{f', which was busy ({unsure})' if unsure else ''}"
 
 
 def _bytes_plot(row: PackageResult) -> Plot | None:

@@ -75,11 +75,16 @@ def test_a_failed_limit_is_annotated_where_it_stands(
     monkeypatch.setenv("GITHUB_WORKSPACE", str(tmp_path))
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
     (folder / "before").mkdir()
-    command = ["build", "--github", "--against", "before", "--no-cache", "-q"]
+    command = ["build", "--github", "--against", "before", "--no-cache", "--json"]
     assert run([*command, "--markdown", "comment.md", "--sarif", "edgeq.sarif"]) == 4
-    assert "::error file=models/edgeq.toml,line=6,title=edgeq%3A one linux-x86_64-x86 fp32::failed: size" in (
-        capfd.readouterr().err
-    )
+    printed = capfd.readouterr()
+    assert "::error file=models/edgeq.toml,line=6,title=edgeq%3A one linux-x86_64-x86 fp32::failed: size" in printed.err
+    # stdout is for machines, and a job's log shows people stderr
+    assert json.loads(printed.out)["exit_code"] == 4
+    log = printed.err.splitlines()
+    assert any(line.startswith("failed: linux-x86_64-x86 fp32: size: limit <= 1.00 kB, measured ") for line in log)
+    assert any(line.startswith("next: linux-x86_64-x86 fp32: the largest layer is ") for line in log)
+    assert "verdict" in printed.err
     failed, *_ = json.loads((folder / "edgeq.sarif").read_text())["runs"][0]["results"]
     assert (failed["ruleId"], failed["level"]) == ("size", "error")
     assert failed["locations"][0]["physicalLocation"] == {
@@ -87,7 +92,8 @@ def test_a_failed_limit_is_annotated_where_it_stands(
         "region": {"startLine": 6},
     }
     for path in (tmp_path / "summary.md", folder / "comment.md"):
-        assert "### Against the base branch" in path.read_text()
+        assert "### Against the base branch\n\nThere are no bundles of the base branch" in path.read_text()
+        assert "### What to try next\n\n- linux-x86\\_64-x86 fp32: the largest layer is " in path.read_text()
     # in a process that has built nothing
     shown = [sys.executable, "-m", "edgeq", "report", "out", "--format", "sarif"]
     done = subprocess.run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -68,8 +69,11 @@ def build(
         if run.as_json:
             plans = [edgeq.pipeline.plan.plan_json(*one)["plan"] | {"name": one[0].name} for one in looked_at]
             say_json({"schema_version": 1, "plans": plans})
+        elif len(looked_at) == 1 or run.verbose:
+            width = edgeq.report.text.terminal_width()
+            say("\n\n".join(edgeq.pipeline.plan.plan_text(*one, width) for one in looked_at))
         else:
-            say("\n\n".join(edgeq.pipeline.plan.plan_text(*one) for one in looked_at))
+            say(edgeq.pipeline.plan.plans_text(looked_at, edgeq.report.text.columns(sys.stdout)))
         return
     apps = [edgeq.pipeline.plan.match_apps(model) for model in wanted.models]
     if part is not None:

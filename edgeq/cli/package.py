@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import edgeq.pipeline.plan
     import edgeq.pipeline.prepare
     import edgeq.report.json
+    import edgeq.report.text
 
 
 @grouped
@@ -48,7 +49,7 @@ def package(options: Annotated[dict[str, Any], ConfigOptions(without=("build.clu
         if run.as_json:
             say_json(edgeq.pipeline.plan.plan_json(job, defaults))
         else:
-            say(edgeq.pipeline.plan.plan_text(job, defaults))
+            say(edgeq.pipeline.plan.plan_text(job, defaults, edgeq.report.text.terminal_width()))
         return
     installed, problem = install_rows(report, apps)
     whole = dataclasses.replace(edgeq.core.results.report.of_one(report), not_installed=problem)

@@ -603,6 +603,11 @@ def columns(stream: TextIO) -> int:
     return os.get_terminal_size(stream.fileno()).columns or _NOT_A_TERMINAL
 
 
+def terminal_width() -> int | None:
+    """Return the width of the terminal that stdout is; None for a file or a pipe, whose lines stay whole."""
+    return columns(sys.stdout) if sys.stdout.isatty() else None
+
+
 def _console(canvas: io.StringIO, width: int, stream: TextIO) -> Console:
     from rich.console import Console
 
@@ -621,6 +626,33 @@ def wrapped(line: str, width: int, hanging: int = 2) -> list[str]:
         bound(line), width, subsequent_indent=" " * hanging, break_long_words=False, break_on_hyphens=False
     )
     return [part.replace("\N{NO-BREAK SPACE}", " ") for part in parts] or [""]
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], width: int) -> list[str]:
+    """Return a table of texts in `width` columns, its cells wrapped between words."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    drawn = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
+    cells = [[bound(cell) for cell in row] for row in (head, *rows)]
+    by_column = list(zip(*cells, strict=True))
+    widths, least = (
+        [max(len(part) for cell in column for part in re.split(between, cell)) for column in by_column]
+        for between in ("\n", "[ \n]")
+    )
+    gaps = 2 * (len(widths) - 1)
+    while sum(widths) + gaps > width and max(widths) > 1:
+        # long texts are wrapped before a name is broken
+        spare = [max(now - word, 0) * width + now for now, word in zip(widths, least, strict=True)]
+        widths[spare.index(max(spare))] -= 1
+    for name, wide in zip(head, widths, strict=True):
+        drawn.add_column(name, overflow="fold", width=wide)
+    for row in cells[1:]:
+        drawn.add_row(*row)
+    canvas = io.StringIO()
+    Console(file=canvas, width=width, force_terminal=False, highlight=False, markup=False).print(drawn)
+    return [line.rstrip().replace("\N{NO-BREAK SPACE}", " ") for line in canvas.getvalue().splitlines()]
 
 
 def _table(rows: Sequence[PackageResult], refused: Sequence[Refusal]) -> RenderableType:
@@ -985,21 +1017,32 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else "?" for char in " ".join(text.split()))
 
 
-def aligned(rows: Sequence[Sequence[str]], *, indent: str = "  ", right: frozenset[int] = frozenset()) -> list[str]:
+def aligned(
+    rows: Sequence[Sequence[str]],
+    *,
+    indent: str = "  ",
+    right: frozenset[int] = frozenset(),
+    width: int | None = None,
+) -> list[str]:
     """Return a line for each row, its cells under those of the row above.
 
     Args:
         rows: cells; all rows have as many.
         indent: put before each line.
         right: the columns whose cells end together.
+        width: where the last cell is wrapped, below itself; None to leave it whole.
     """
     safe = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(*safe, strict=True)]
-    return [
+    lines = [
         indent
         + "  ".join(
-            cell.rjust(width) if i in right else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            cell.rjust(wide) if i in right else cell.ljust(wide)
+            for i, (cell, wide) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in safe
     ]
+    if width is None:
+        return lines
+    hanging = len(indent) + sum(wide + 2 for wide in widths[:-1])
+    return [part for line in lines for part in wrapped(line, width, min(hanging, width // 2))]

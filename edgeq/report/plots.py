@@ -60,7 +60,7 @@ class Point:
     """A dot of a scatter plot; points of one series have one colour.
 
     Attributes:
-        low, high: the 95% interval of y; both y where there is none.
+        low, high: the 95% interval of y; both y if there is none.
         rivals: the points that it competes with are those of the same name.
     """
 

@@ -895,7 +895,7 @@ def _busy_line(rows: Sequence[PackageResult]) -> list[str]:
         return []
     share_of = f"{len(busy)} of {counted(len(timings), 'bundle')}"
     return [
-        f"note: this host was busy while {share_of} were timed: these latencies may be too high. No limit is on them; "
+        f"note: this host was busy while it timed {share_of}: latencies may be too high. No limit is on them; "
         "`--no-cache` measures again"
     ]
 

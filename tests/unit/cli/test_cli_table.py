@@ -74,7 +74,7 @@ def test_a_busy_host_is_one_line_for_all_bundles_without_a_limit_on_latency(mixe
     rows = (busy(calm, judged=True), *(busy(row, judged=False) for row in timed[1:]))
     told = [line for line in render(replace(mixed, rows=rows), width=400).splitlines() if "host was busy" in line]
     assert [line.partition(" ")[0] for line in told] == ["warning:", "note:"]
-    assert f"while {len(timed) - 1} of {len(timed)} bundles were timed" in told[1]
+    assert f"while it timed {len(timed) - 1} of {len(timed)} bundles: latencies may be too high" in told[1]
 
 
 def test_one_row_is_not_compared(passing):

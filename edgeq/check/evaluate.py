@@ -27,7 +27,7 @@ from edgeq.core.config import GateOptions
 from edgeq.core.devices import load_device
 from edgeq.core.errors import UsageError, nearest
 from edgeq.core.results.artifact import Artifact, Inputs
-from edgeq.core.results.measured import Timing, VerifyReport
+from edgeq.core.results.measured import VerifyReport
 from edgeq.core.results.report import CheckReport, Gate, PackageResult
 from edgeq.core.samples import state_specs
 from edgeq.core.system import host_arch
@@ -217,6 +217,7 @@ def check_again(row: PackageResult, target: TargetProfile, options: GateOptions,
     before = GateOptions(
         limits=tuple((gate.name, gate.bound) for gate in asked if gate.bound is not None),  # type: ignore[misc]
         store_limits=tuple(gate.name for gate in asked if gate.name in store_limits()),
+        latency_on=options.latency_on,
     )
     has_graph = NO_GRAPH not in row.checked.warnings
     said = row.checked.warnings
@@ -238,17 +239,6 @@ def preprocessing_gates(unapplied: str) -> tuple[Gate, ...]:
         f"{PREPROCESSING}"
     )
     return (unverified(PREPROCESSING, "applied as in the manifest", f"{unapplied}: {fix}"),)
-
-
-def timing_warnings(timing: Timing | None) -> tuple[str, ...]:
-    """Say that the host was busy while the artifact was timed: the latency is then an upper bound."""
-    if timing is None or not timing.why_unsure:
-        return ()
-    tries = f", the fastest of {timing.tries} tries" if timing.tries > 1 else ""
-    return (
-        f"the latency of {timing.p50_ms:.3g} ms may be too high{tries}: this host was busy while it was measured "
-        f"({timing.why_unsure}); measure again on a calm machine with --no-cache",
-    )
 
 
 def size_warnings(verified: VerifyReport) -> tuple[str, ...]:
@@ -292,7 +282,6 @@ def _warnings(artifact: Artifact, inputs: Inputs, target: TargetProfile, scheme:
         *inputs.remarks,
         *((verified.stand_in,) if verified.stand_in else ()),
         *_device_warnings(verified),
-        *timing_warnings(verified.timing),
         *size_warnings(verified),
         *training_warnings(quantized.tuning),
         *audit_warnings(
@@ -310,7 +299,10 @@ def _asked_warnings(
     target: TargetProfile, scheme: str, verified: VerifyReport, options: GateOptions, *, has_graph: bool
 ) -> tuple[str, ...]:
     """Return the warnings that depend on what was limited; `check_again` replaces them, so they come last."""
+    # without a limit on it, a time that comes and goes with the host's load is no news
+    is_timed = options.latency_on == "measured" and any(name == "latency" for name, _ in options.limits)
     return (
+        *((verified.timing.warning,) if is_timed and verified.timing and verified.timing.warning else ()),
         *(accuracy_warnings(scheme, verified, options) if has_graph else ()),
         *store_warnings(options.store_limits, target),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -68,8 +69,11 @@ def build(
         if run.as_json:
             plans = [edgeq.pipeline.plan.plan_json(*one)["plan"] | {"name": one[0].name} for one in looked_at]
             say_json({"schema_version": 1, "plans": plans})
+        elif len(looked_at) == 1 or run.verbose:
+            width = edgeq.report.text.terminal_width()
+            say("\n\n".join(edgeq.pipeline.plan.plan_text(*one, width) for one in looked_at))
         else:
-            say("\n\n".join(edgeq.pipeline.plan.plan_text(*one) for one in looked_at))
+            say(edgeq.pipeline.plan.plans_text(looked_at, edgeq.report.text.columns(sys.stdout)))
         return
     apps = [edgeq.pipeline.plan.match_apps(model) for model in wanted.models]
     if part is not None:
@@ -85,7 +89,7 @@ def build(
                 installed += done
                 report = dataclasses.replace(report, not_installed=problem)
     with outputs.beside(report, run):
-        _print(report, installed, as_json=run.as_json, verbose=run.verbose)
+        _print(report, installed, run)
     raise typer.Exit(report.exit_code)
 
 
@@ -125,15 +129,12 @@ def _build(wanted: ProjectRequest, *, is_part: bool, quiet: bool, verbose: bool)
         return edgeq.pipeline.project.build_project(project, progress)
 
 
-def _print(report: ProjectReport, installed: list[Installed], *, as_json: bool, verbose: bool) -> None:
-    if as_json:
-        say_json({**edgeq.report.json.project_json(report), "installed": [entry.as_json() for entry in installed]})
-    else:
-        say("\n".join([edgeq.report.text.render_project(report), *(entry.as_text() for entry in installed)]))
+def _print(report: ProjectReport, installed: list[Installed], run: RunParams) -> None:
+    outputs.show(report, edgeq.report.json.project_json(report), installed, run)
     for model in report.models:
-        if verbose and model.error is not None and model.error.trace:
+        if run.verbose and model.error is not None and model.error.trace:
             note(f"{model.name}:\n{model.error.trace.rstrip()}")
-        for one in model.refused if verbose else ():
+        for one in model.refused if run.verbose else ():
             note(f"{model.name} {one.label}:\n{one.error.trace.rstrip()}")
     if report.not_installed is not None:
         say_problem(report.not_installed.what, report.not_installed.fix)

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import edgeq
 from edgeq.core.config import Progress
@@ -33,12 +33,16 @@ _STYLE = re.compile(r"(\x1b\[(?:0|1|32|1;31)m)")
 
 def say(text: str) -> None:
     """Print a result on stdout, without characters that would move a terminal's cursor or hide text."""
-    # every second part is a style
-    parts = [part if i % 2 and sys.stdout.isatty() else safe_lines(part) for i, part in enumerate(_STYLE.split(text))]
     try:
-        print("".join(parts), flush=True)
+        print(_safe(text, sys.stdout), flush=True)
     except BrokenPipeError:
         silence_stdout()
+
+
+def _safe(text: str, stream: TextIO) -> str:
+    # every second part is a style
+    parts = enumerate(_STYLE.split(text))
+    return "".join(part if i % 2 and stream.isatty() else safe_lines(part) for i, part in parts)
 
 
 def say_json(value: Mapping[str, Any]) -> None:
@@ -51,7 +55,7 @@ def say_json(value: Mapping[str, Any]) -> None:
 def note(text: str) -> None:
     """Print a remark on stderr."""
     try:
-        print(safe_lines(text), file=sys.stderr, flush=True)
+        print(_safe(text, sys.stderr), file=sys.stderr, flush=True)
     except BrokenPipeError:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123  # lives as long as the process
 

@@ -22,7 +22,7 @@ from edgeq.core.units import counted, format_bytes
 if TYPE_CHECKING:
     import edgeq.pipeline.inspect
     import edgeq.report.text
-    from edgeq.core.manifest import Manifest, Measure, Tensor
+    from edgeq.core.manifest import GateVerdict, Manifest, Measure, Tensor
     from edgeq.core.results.model import Layer
     from edgeq.pipeline.inspect import ArtifactInspection, BundleInspection
 
@@ -88,14 +88,14 @@ def inspect(
         )
     else:
         say(
-            bundle_text(found, layers)
+            bundle_text(found, layers, edgeq.report.text.terminal_width())
             if isinstance(found, edgeq.pipeline.inspect.BundleInspection)
-            else artifact_text(found, layers)
+            else artifact_text(found, layers, edgeq.report.text.terminal_width())
         )
 
 
-def bundle_text(found: BundleInspection, shown: int) -> str:
-    """Return a bundle as text with `shown` layers, those with the most bytes first."""
+def bundle_text(found: BundleInspection, shown: int, width: int | None = None) -> str:
+    """Return a bundle as text with `shown` layers, those with the most bytes first, wrapped at `width` columns."""
     manifest = found.bundle.manifest
     target, runtime = manifest.target, manifest.runtime
     field = f", oldest in the field {runtime.oldest_in_field}"
@@ -116,13 +116,18 @@ def bundle_text(found: BundleInspection, shown: int) -> str:
     verdict = "accepted" if manifest.accepted else "rejected"
     lines = [
         f"{title}: {edgeq.report.text.printable(str(found.bundle.folder))}",
-        *edgeq.report.text.aligned(facts),
+        *edgeq.report.text.aligned(facts, width=width),
         f"gates: {verdict}",
     ]
-    lines += edgeq.report.text.aligned(
-        [(gate.outcome, gate.name, gate.limit, gate.detail or "") for gate in manifest.gates] or [("none",)]
-    )
-    return "\n".join([*lines, *_layer_lines(found, shown)])
+    gates = [(gate.outcome, gate.name, _gate_facts(gate, found.measured.get(gate.name, ""))) for gate in manifest.gates]
+    lines += edgeq.report.text.aligned(gates or [("none",)], width=width)
+    return "\n".join([*lines, *_layer_lines(found, shown, width)])
+
+
+def _gate_facts(gate: GateVerdict, measured: str) -> str:
+    facts = (f"limit {gate.limit}" if gate.limit else "", f"measured {measured}" if measured else "")
+    told = ", ".join(fact for fact in facts if fact)
+    return f"{told}: {gate.detail}" if told and gate.detail else told or gate.detail or ""
 
 
 def _computed(manifest: Manifest) -> list[tuple[str, str]]:
@@ -136,7 +141,7 @@ def _computed(manifest: Manifest) -> list[tuple[str, str]]:
     ]
 
 
-def _layer_lines(found: BundleInspection, shown: int) -> list[str]:
+def _layer_lines(found: BundleInspection, shown: int, width: int | None) -> list[str]:
     if not found.layers:
         return [f"layers: not known: {edgeq.report.text.printable(found.why_no_layers)}"]
     largest = sorted(found.layers, key=lambda layer: -layer.weight_bytes)[:shown]
@@ -145,7 +150,8 @@ def _layer_lines(found: BundleInspection, shown: int) -> list[str]:
     lines = [f"layers: {len(found.layers)}, {_bytes(total)} of constants; the largest {len(largest)}:"]
     rows = [_layer_cells(layer, total, macs) for layer in largest]
     head = ("bytes", "share", "MACs", "delegate", "operator", "layer")
-    return [*lines, *edgeq.report.text.aligned([head, *rows], right=frozenset({0, 1, 2}))] if rows else lines[:1]
+    table = edgeq.report.text.aligned([head, *rows], right=frozenset({0, 1, 2}), width=width) if rows else []
+    return [*lines, *table]
 
 
 def _layer_cells(layer: Layer, total: int, macs: int) -> tuple[str, ...]:
@@ -195,8 +201,8 @@ def _bytes(size_bytes: int) -> str:
     return f"{format_bytes(size_bytes)} ({size_bytes:,} B)" if size_bytes >= 1000 else f"{size_bytes} B"
 
 
-def artifact_text(found: ArtifactInspection, shown: int) -> str:
-    """Return an artifact as text with `shown` entries of an archive."""
+def artifact_text(found: ArtifactInspection, shown: int, width: int | None = None) -> str:
+    """Return an artifact as text with `shown` entries of an archive, wrapped at `width` columns."""
     facts = found.facts
     operators = ", ".join(facts.operators)
     unlisted = _NOT_LISTED if found.path.suffix == ".pt" else "none"
@@ -211,7 +217,7 @@ def artifact_text(found: ArtifactInspection, shown: int) -> str:
         lines += [("delegates", str(facts.delegates)), ("delegated", _SHARE_UNKNOWN)]
     if facts.bytecode_version is not None:
         lines.append(("opset" if found.runtime == "onnx" else "bytecode", f"version {facts.bytecode_version}"))
-    text = [edgeq.report.text.printable(str(found.path)), *edgeq.report.text.aligned(lines)]
+    text = [edgeq.report.text.printable(str(found.path)), *edgeq.report.text.aligned(lines, width=width)]
     if found.entries and shown:
         text.append(f"entries: {len(found.entries)}, the largest {min(shown, len(found.entries))}:")
         text += edgeq.report.text.aligned(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import edgeq
-from edgeq.cli.console import note
+from edgeq.cli.console import note, say, say_json
 from edgeq.core.config import PROJECT_FILE
 from edgeq.core.errors import EdgeqError, UsageError, nearest
 from edgeq.core.files import disk_errors, write_atomic
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     import edgeq.pipeline.reports
     import edgeq.report.ci
     import edgeq.report.json
+    import edgeq.report.text
+    from edgeq.cli.install import Installed
     from edgeq.cli.options import RunParams
     from edgeq.core.results.report import ProjectReport
     from edgeq.report.ci import ProjectLines
@@ -103,6 +106,19 @@ def view(name: str) -> Callable[[ProjectReport], str]:
         if known == name:
             return render
     raise UsageError(f"unknown format {name!r}.{nearest(name, VIEWS)}", f"formats: {', '.join(VIEWS)}")
+
+
+def show(report: ProjectReport, document: dict[str, Any], installed: Sequence[Installed], run: RunParams) -> None:
+    """Print the table and what failed; with --json the document, and the text on stderr, where a CI job's log has it.
+
+    With --json and --quiet, only the document is printed.
+    """
+    stream = sys.stderr if run.as_json else sys.stdout
+    if not (run.as_json and run.quiet):
+        told = [edgeq.report.text.render_project(report, stream=stream), *(entry.as_text() for entry in installed)]
+        (note if run.as_json else say)("\n".join(told))
+    if run.as_json:
+        say_json({**document, "installed": [entry.as_json() for entry in installed]})
 
 
 @contextlib.contextmanager

@@ -49,20 +49,13 @@ def package(options: Annotated[dict[str, Any], ConfigOptions(without=("build.clu
         if run.as_json:
             say_json(edgeq.pipeline.plan.plan_json(job, defaults))
         else:
-            say(edgeq.pipeline.plan.plan_text(job, defaults))
+            say(edgeq.pipeline.plan.plan_text(job, defaults, edgeq.report.text.terminal_width()))
         return
     installed, problem = install_rows(report, apps)
     whole = dataclasses.replace(edgeq.core.results.report.of_one(report), not_installed=problem)
     with outputs.beside(whole, run):
-        if run.as_json:
-            document = {**edgeq.report.json.to_json(report), "exit_code": int(whole.exit_code)}
-            document |= {
-                "installed": [entry.as_json() for entry in installed],
-                "error": edgeq.report.json.error_json(problem),
-            }
-            say_json(document)
-        else:
-            say("\n".join([edgeq.report.text.render(report), *(entry.as_text() for entry in installed)]))
+        document = {**edgeq.report.json.to_json(report), "exit_code": int(whole.exit_code)}
+        outputs.show(whole, document | {"error": edgeq.report.json.error_json(problem)}, installed, run)
         if problem is not None:
             say_problem(problem.what, problem.fix)
     raise typer.Exit(whole.exit_code)

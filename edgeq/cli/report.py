@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -46,6 +47,9 @@ def report(
     render = view(format_)
     if format_ == "html" and output is not None:
         render = functools.partial(as_html, folder=output.parent)
+    if output is None and format_ == "html" and sys.stdout.isatty():
+        what = "the page is HTML for a browser, and the output is a terminal"
+        raise UsageError(what, "give `-o report.html`, or `--format markdown` for a table here")
     text = render(edgeq.pipeline.reports.read_run(bundles))
     if output is None:
         say(text.rstrip("\n"))
@@ -78,10 +82,7 @@ def merge(
     found = edgeq.pipeline.shards.merge_shards(folders, project.models, project.app, out)
     run = options.RunParams(config=config, as_json=as_json, junit=junit, markdown=markdown, github=github, sarif=sarif)
     with outputs.beside(found, run):
-        if as_json:
-            say_json(edgeq.report.json.project_json(found))
-        else:
-            say(edgeq.report.text.render_project(found))
+        outputs.show(found, edgeq.report.json.project_json(found), (), run)
     raise typer.Exit(found.exit_code)
 
 

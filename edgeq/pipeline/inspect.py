@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from edgeq.core.config import Progress
 from edgeq.core.errors import EdgeqError, UsageError
 from edgeq.core.manifest import MANIFEST_NAME, Bundle
 from edgeq.core.results.model import Layer
-from edgeq.core.results.report import html_table
+from edgeq.core.results.report import PackageResult, html_table
 from edgeq.core.system import check_extras
 from edgeq.core.units import counted, format_bytes
 from edgeq.lower.onnx import graph_operators
@@ -46,12 +47,14 @@ class BundleInspection:
         download_bytes: bytes of the ZIP that a release publishes.
         layers: in the order of execution; none where they are not known.
         why_no_layers: the reason for none.
+        measured: what each gate measured, by its name; none where the bundle's report is not known.
     """
 
     bundle: Bundle
     download_bytes: int
     layers: tuple[Layer, ...]
     why_no_layers: str
+    measured: Mapping[str, str]
 
     def _repr_html_(self) -> str:
         """Return what the bundle holds as HTML tables, for notebooks; of the layers those with most bytes."""
@@ -159,20 +162,26 @@ def explorer_graph(path: Path) -> dict[str, Any]:
 
 def _bundle(folder: Path) -> BundleInspection:
     bundle = read_bundle(folder)
-    layers, why = _layers(bundle)
-    return BundleInspection(bundle=bundle, download_bytes=download_size_bytes(folder), layers=layers, why_no_layers=why)
+    row, why = _row(bundle)
+    if row is not None and not row.layers:
+        why = "the source was a ready-made artifact, or an older edgeq packaged it"
+    return BundleInspection(
+        bundle=bundle,
+        download_bytes=download_size_bytes(folder),
+        layers=() if row is None else row.layers,
+        why_no_layers=why,
+        measured={} if row is None else {gate.name: gate.measured for gate in row.gates},
+    )
 
 
-def _layers(bundle: Bundle) -> tuple[tuple[Layer, ...], str]:
-    """Return the layers that report.json tells of; no hash covers it, so it only counts for its own bundle."""
+def _row(bundle: Bundle) -> tuple[PackageResult | None, str]:
+    """Return what report.json says, or why nothing; no hash covers it, so it only counts for its own bundle."""
     try:
         row = read_report(bundle.folder)
     except EdgeqError as err:
         missing = not (bundle.folder / REPORT_NAME).exists()
-        return (), f"the bundle has no {REPORT_NAME} next to it" if missing else err.what
-    if row.digest != bundle.digest:
-        return (), f"{REPORT_NAME} belongs to another bundle"
-    return row.layers, "" if row.layers else "the source was a ready-made artifact, or an older edgeq packaged it"
+        return None, f"the bundle has no {REPORT_NAME} next to it" if missing else err.what
+    return (row, "") if row.digest == bundle.digest else (None, f"{REPORT_NAME} belongs to another bundle")
 
 
 def _entries(path: Path) -> tuple[tuple[str, int], ...]:

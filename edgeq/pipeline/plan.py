@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from edgeq.core.units import counted, format_bytes, format_quantity
 from edgeq.deliver.install import PROJECT_FILES, check_app, project_platforms
 from edgeq.pipeline.preflight import left_out_candidates
 from edgeq.quantize import find_file_method, find_method
+from edgeq.report.text import table, wrapped
 from edgeq.verify.emulate.support import wants_emulation
 from edgeq.verify.host import HostRuntime
 
@@ -383,19 +384,99 @@ def plan_json(job: Job, defaults: Defaults) -> dict[str, Any]:
     }
 
 
-def plan_text(job: Job, defaults: Defaults) -> str:
-    """Return the plan for people."""
+def plan_text(job: Job, defaults: Defaults, width: int | None = None) -> str:
+    """Return the plan for people; its lines are wrapped at `width` columns where that is given."""
     job = _with_own_data(job)
-    lines = [f"plan for {job.source}; nothing is written", *_lines(_shared(job))]
-    for name, scheme, steps in _planned(job, job.targets, job.schemes, defaults):
-        lines += ["", f"{name}, {scheme}", *_lines(steps)]
-    for group in job.groups:
-        for planned in job.schemes or (DEFAULT,):
-            named, choice, candidates = _choice(job, group, planned, defaults)
-            lines += ["", f"{group.name}, {named}", *_lines(choice)]
-            for name, scheme, steps in candidates:
-                lines += ["", f"{group.name}: {name}, {scheme}", *_lines(steps)]
+    lines = [f"plan for {job.source}; nothing is written", *_lines(_shared(job), width)]
+    for _, name, scheme, steps in _all_planned(job, defaults):
+        lines += ["", f"{name}, {scheme}", *_lines(steps, width)]
     return "\n".join(lines)
+
+
+def plans_text(looked_at: Sequence[tuple[Job, Defaults]], width: int) -> str:
+    """Return the plans of several models for people: what is the same is said once, what differs is a table.
+
+    The steps of all bundles are compared part by part, a part being what stands between two commas.
+
+    Args:
+        looked_at: the models, and the default schemes of each.
+        width: columns of the terminal.
+    """
+    # the parts of each step: those that a model's entry decides, by bundle, and the others, by what is built for it
+    entries: dict[tuple[str, str, str], dict[str, list[str]]] = {}
+    built: dict[tuple[str, str, str], dict[str, list[str]]] = {}
+    bundle_of: dict[tuple[str, str, str], tuple[str, str, str]] = {}
+    names: dict[str, None] = {}
+    for given, defaults in looked_at:
+        job = _with_own_data(given)
+        model, place, limits = job.name or job.source, str(job.out / "MODEL" / "TARGET"), _limits(job)
+        for bundle, target, scheme, own in _all_planned(job, defaults):
+            entry = entries.setdefault((model, *bundle), {"check": limits})
+            for name, text in _shared(job):
+                entry[name] = [part for part in text.split(", ") if part != f"name {model}"]
+            bundle_of[model, target, scheme] = (model, *bundle)
+            steps = built.setdefault((model, target, scheme), {})
+            for name, text in own:
+                parts = (place if name == "bundle" else text).split(", ")
+                unsaid = [part for part in parts if name != "check" or part not in (*limits, _NO_GATES)]
+                steps.setdefault(name, []).extend(unsaid)
+            names |= dict.fromkeys(name for name, _ in (*_shared(job), *own))
+    for_all = {
+        name: [*_take_common([*entries.values()], name), *_take_common([*built.values()], name)] for name in names
+    }
+    for_kinds = {
+        kind: {name: _take_common([steps for key, steps in built.items() if key[1:] == kind], name) for name in names}
+        for kind in dict.fromkeys(key[1:] for key in built)
+    }
+    # what is left differs from model to model; the bundles of a model that do not differ share a row
+    for key, steps in built.items():
+        for name, parts in steps.items():
+            entry = entries[bundle_of[key]]
+            entry[name] = [*dict.fromkeys((*entry.get(name, []), *parts))]
+    heads = [name for name in names if any(entry.get(name) for entry in entries.values())]
+    rows: dict[tuple[str, ...], list[tuple[str, str]]] = {}
+    for (model, target, scheme), entry in entries.items():
+        rows.setdefault((model, *("\n".join(entry.get(name, [])) for name in heads)), []).append((target, scheme))
+    has_same_targets = len({tuple(target for target, _ in bundles) for bundles in rows.values()}) == 1
+    schemes = {
+        row: [bundles[0][1]]
+        if has_same_targets and len({scheme for _, scheme in bundles}) == 1
+        else [f"{target}, {scheme}" for target, scheme in bundles]
+        for row, bundles in rows.items()
+    }
+    lines = [f"plan for {counted(len(looked_at), 'model')}, {counted(len(entries), 'bundle')}; nothing is written", ""]
+    lines += table(("model", *heads, "scheme"), [(*row, "\n".join(schemes[row])) for row in rows], width)
+    titled = [("all", for_all), *((f"{target}, {scheme}", steps) for (target, scheme), steps in for_kinds.items())]
+    for title, steps in titled:
+        lines += ["", title, *_lines([(name, _joined(parts)) for name, parts in steps.items() if parts], width)]
+    return "\n".join([*lines, "", "--verbose shows the steps of each bundle"])
+
+
+def _take_common(bundles: list[dict[str, list[str]]], name: str) -> list[str]:
+    """Return the parts of a step that all these bundles have, and remove them there."""
+    same = [part for part in bundles[0].get(name, []) if all(part in steps.get(name, []) for steps in bundles)]
+    for steps in bundles:
+        steps[name] = [part for part in steps.get(name, []) if part not in same]
+    return same
+
+
+def _all_planned(job: Job, defaults: Defaults) -> list[tuple[tuple[str, str], str, str, _Steps]]:
+    """Return what is planned for each target, each choice of a target, and each of its candidates.
+
+    Returns:
+        The bundle that it is for, by target and scheme, then its own name, scheme and steps.
+    """
+    planned = [
+        ((name, scheme), name, scheme, steps)
+        for name, scheme, steps in _planned(job, job.targets, job.schemes, defaults)
+    ]
+    for group in job.groups:
+        for wanted in job.schemes or (DEFAULT,):
+            named, choice, candidates = _choice(job, group, wanted, defaults)
+            bundle = (group.name, named)
+            planned.append((bundle, *bundle, choice))
+            planned += [(bundle, f"{group.name}: {name}", scheme, steps) for name, scheme, steps in candidates]
+    return planned
 
 
 def _planned(
@@ -442,8 +523,9 @@ def _with_own_data(job: Job) -> Job:
     return with_demo_data(job)
 
 
-def _lines(steps: _Steps) -> list[str]:
-    return [f"  {name:9}  {text}" for name, text in steps]
+def _lines(steps: _Steps, width: int | None) -> list[str]:
+    lines = [f"  {name:9}  {text}" for name, text in steps]
+    return lines if width is None else [part for line in lines for part in wrapped(line, width, hanging=13)]
 
 
 def _steps_json(steps: _Steps) -> list[dict[str, str]]:
@@ -455,6 +537,9 @@ _FINDINGS = {
     "strict": "findings are errors",
     "warn": "findings are warnings",
 }
+
+
+_NO_GATES = "compatibility only"
 
 
 def _shared(job: Job) -> _Steps:
@@ -498,7 +583,7 @@ def _own(job: Job, target: TargetProfile, scheme: str, defaults: Defaults) -> _S
     return [
         *_quantize(job, target, scheme),
         ("lower", f"{target.runtime}, {target.backend}, for runtime {target.app.oldest} and newer"),
-        ("check", _joined(_gates(job, target, scheme)) or "compatibility only"),
+        ("check", _joined(_gates(job, target, scheme)) or _NO_GATES),
         ("verify", verify),
         *([("emulate", _emulated(job, target))] if wants_emulation(target, job.device) else []),
         *([("compare", "fp32 and fp16 of the same target, which are then dropped")] if job.compare else []),
@@ -551,12 +636,16 @@ def _training(job: Job) -> str:
     )
 
 
+def _limits(job: Job) -> list[str]:
+    return [
+        f"{name} {'>=' if LIMITS[name].at_least else '<='} {format_quantity(value, LIMITS[name].dimension)}"
+        for name, value in job.gates.limits
+    ]
+
+
 def _gates(job: Job, target: TargetProfile, scheme: str) -> list[str]:
     gates = job.gates
-    lines = [
-        f"{name} {'>=' if LIMITS[name].at_least else '<='} {format_quantity(value, LIMITS[name].dimension)}"
-        for name, value in gates.limits
-    ]
+    lines = _limits(job)
     if any(name == "accuracy_drop" for name, _ in gates.limits):
         lines.append(f"the drop's {gates.limit_on} counts")
     if gates.latency_on == "predicted":

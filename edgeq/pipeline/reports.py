@@ -95,7 +95,7 @@ def index_page(
     view = index_view(
         sources,
         data,
-        title=f"{name}: {counted(len(rows), 'bundle')}",
+        title=f"{name}, {counted(len(rows), 'bundle')}",
         link=lambda row: _link(row.path, folder),
         app=app,
         broken=broken,

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 
 from edgeq.core.errors import ExitCode
 from edgeq.core.results.report import Gate, ModelError, PackageResult, ProjectReport
-from edgeq.core.units import format_bytes, safe_lines
+from edgeq.core.units import counted, format_bytes, safe_lines
 from edgeq.report import text as words
 
 # what XML 1.0 cannot say, even escaped
@@ -34,7 +34,8 @@ def to_junit(report: ProjectReport) -> str:
                     f"candidate {one.target}": line
                     for one, line in zip(row.fastest.candidates, words.candidate_lines(row.fastest), strict=True)
                 }
-            _suite(root, f"{model.name} {row.named_target} {row.scheme}", row.checked.gates, about)
+            name = f"{model.name} {row.named_target} {row.scheme}"
+            _suite(root, name, row.checked.gates, about, _steps(row, report))
         for one in model.refused:
             _broken(root, f"{model.name} {one.label}", one.error)
         if model.error is not None:
@@ -49,7 +50,9 @@ def to_junit(report: ProjectReport) -> str:
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 
 
-def _suite(root: ElementTree.Element, name: str, gates: Sequence[Gate], about: Mapping[str, str]) -> None:
+def _suite(
+    root: ElementTree.Element, name: str, gates: Sequence[Gate], about: Mapping[str, str], steps: Sequence[str] = ()
+) -> None:
     failed, allowed = (sum(test(gate) for gate in gates) for test in (_is_failed, _is_allowed))
     counts = {"tests": len(gates), "failures": failed, "errors": 0, "skipped": allowed}
     attributes = {"name": _legal(name)} | {key: str(count) for key, count in counts.items()}
@@ -63,7 +66,8 @@ def _suite(root: ElementTree.Element, name: str, gates: Sequence[Gate], about: M
         told = _legal(words.gate_facts(gate).removeprefix(f"{gate.name}: "))
         if _is_failed(gate):
             failure = ElementTree.SubElement(case, "failure", message=told, type=gate.outcome)
-            failure.text = f"exit code {int(gate.exit_code)}"
+            lines = (f"exit code {int(gate.exit_code)}", *(f"next: {step}" for step in steps))
+            failure.text = _legal("\n".join(lines))
         elif _is_allowed(gate):
             ElementTree.SubElement(case, "skipped", message=told)
 
@@ -78,6 +82,11 @@ def _broken(root: ElementTree.Element, name: str, error: ModelError, case: str =
         ElementTree.SubElement(test, "error", message=_legal(one.what), type=one.exit_code.name).text = _legal(
             f"fix: {one.fix}"
         )
+
+
+def _steps(row: PackageResult, report: ProjectReport) -> list[str]:
+    """Return what to try next for a row; [] where it passed."""
+    return words.next_steps(row, report.rows) if row.checked.exit_code else []
 
 
 def _is_failed(gate: Gate) -> bool:
@@ -101,7 +110,12 @@ _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~!&])")
 
 
 def to_markdown(report: ProjectReport, base: ProjectReport | None = None) -> str:
-    """Return a heading, a table of all targets, each failure with its margin, and what differs from `base`."""
+    """Return a heading, a table of all bundles, each failure with its margin, and what differs from `base`.
+
+    Args:
+        report: the run.
+        base: the bundles of the base branch, none if it has none yet; None where no comparison was asked for.
+    """
     failed = sum(bool(row.checked.exit_code) for row in report.rows)
     broken = [model for model in report.models if model.error is not None]
     lines = [f"## edgeq: {_verdict(report, failed, len(broken))}", ""]
@@ -130,6 +144,13 @@ def to_markdown(report: ProjectReport, base: ProjectReport | None = None) -> str
     failures += [f"- error: not installed: {_text(report.not_installed.what)}"] if report.not_installed else []
     if failures:
         lines += ["", "### What failed", "", *failures]
+    steps = [
+        f"- {_text(f'{words.subject(row, named=len(report.models) > 1)}: {step}')}"
+        for row in report.rows
+        for step in _steps(row, report)
+    ]
+    if steps:
+        lines += ["", "### What to try next", "", *steps]
     chosen = [
         line
         for row in report.rows
@@ -156,6 +177,8 @@ def to_markdown(report: ProjectReport, base: ProjectReport | None = None) -> str
 
 def _against(report: ProjectReport, base: ProjectReport) -> list[str]:
     """Return a table of the bundles that are new, gone or different, and how many are equal."""
+    if not base.rows:
+        return ["There are no bundles of the base branch to compare with."]
     new, old = ({(row.model, row.named_target, row.scheme): row for row in one.rows} for one in (report, base))
     changed, equal = [], 0
     for key in dict.fromkeys((*new, *old)):
@@ -196,8 +219,9 @@ def _verdict(report: ProjectReport, failed: int, broken: int) -> str:
     if not report.exit_code:
         return "ok"
     refused = len(report.refused)
-    told = [f"{failed} of {len(report.rows) + refused} targets failed"] if failed else []
-    told += [f"{refused} of {len(report.rows) + refused} targets refused"] if refused else []
+    of_all = counted(len(report.rows) + refused, "bundle")
+    told = [f"{failed} of {of_all} failed"] if failed else []
+    told += [f"{refused} of {of_all} refused"] if refused else []
     told += [f"{broken} of {len(report.models)} models could not be built"] if broken else []
     told += ["the app as a whole failed"] if any(not gate.passed for gate in report.app) else []
     told += ["not every bundle was installed"] if report.not_installed else []
@@ -240,11 +264,12 @@ class ProjectLines:
     lines: Mapping[tuple[str, str], int]
 
     def of(self, model: str, key: str) -> int:
-        """Return the line of a model's key, else of the table that would hold it, of the model, or of the file."""
-        tables = [key, key.rpartition(".")[0]] if "." in key else [key]
-        places = [(model, _IN_ENTRY.get(name, name)) for name in tables if name]
-        places += [("", name) for name in tables if name]
-        places += [(model, ""), ("", "app") if key.startswith("app.") else ("", "model")]
+        """Return the line of a model's key, in its entry or above all, else of its entry, or of the file."""
+        table = key.rpartition(".")[0]
+        places = [(model, _IN_ENTRY.get(key, key)), ("", key)] if key else []
+        places += [(model, table)] if table else []
+        # a table for all models says less of this one than its entry
+        places += [(model, ""), ("", table), ("", "app") if key.startswith("app.") else ("", "model")]
         return next((self.lines[place] for place in places if place in self.lines), 1)
 
 
@@ -257,6 +282,8 @@ class _Notice:
         about: model, target and scheme.
         model: its name in edgeq.toml; "" of the app as a whole.
         key: the option in edgeq.toml that it is about; "" for the model itself.
+        steps: what to try next.
+        passes: whether it comes and goes with the load of the machine.
     """
 
     level: Literal["error", "warning"]
@@ -265,6 +292,13 @@ class _Notice:
     message: str
     model: str = ""
     key: str = ""
+    steps: tuple[str, ...] = ()
+    passes: bool = False
+
+    @property
+    def text(self) -> str:
+        """What happened, and below it what to try next."""
+        return "\n".join((self.message, *(f"next: {step}" for step in self.steps)))
 
 
 def _notices(report: ProjectReport) -> list[_Notice]:
@@ -283,9 +317,11 @@ def _notices(report: ProjectReport) -> list[_Notice]:
             for one in error.findings
         ]
 
-    def of_gate(about: str, gate: Gate, key: str, model: str = "") -> _Notice:
+    def of_gate(about: str, gate: Gate, key: str, model: str = "", steps: Sequence[str] = ()) -> _Notice:
         told = f"{gate.outcome}: {words.gate_facts(gate)}"
-        return _Notice(level="error", rule=gate.name, about=about, message=told, model=model, key=key)
+        return _Notice(
+            level="error", rule=gate.name, about=about, message=told, model=model, key=key, steps=tuple(steps)
+        )
 
     notices = []
     for model in report.models:
@@ -296,9 +332,13 @@ def _notices(report: ProjectReport) -> list[_Notice]:
         for row in model.rows:
             about = f"{row.model} {row.named_target} {row.scheme}"
             failed = (gate for gate in row.checked.gates if not gate.passed)
-            notices += [of_gate(about, gate, f"limit.{gate.name}", model.name) for gate in failed]
+            steps = _steps(row, report)
+            notices += [of_gate(about, gate, f"limit.{gate.name}", model.name, steps) for gate in failed]
+            load = row.verified.timing.warning if row.verified.timing else ""
             notices += [
-                _Notice(level="warning", rule="warning", about=about, message=text, model=model.name)
+                _Notice(
+                    level="warning", rule="warning", about=about, message=text, model=model.name, passes=text == load
+                )
                 for text in row.checked.warnings
             ]
     failed = (gate for gate in report.app if not gate.passed)
@@ -319,7 +359,7 @@ def to_annotations(report: ProjectReport, project: ProjectLines | None = None) -
         if project is not None:
             place = f"file={_escaped(project.file, ':,')},line={project.of(one.model, one.key)},"
         # a line break would end the annotation, and what follows could be a command of its own
-        lines.append(f"::{one.level} {place}title={_escaped(f'edgeq: {one.about}', ':,')}::{_escaped(one.message)}")
+        lines.append(f"::{one.level} {place}title={_escaped(f'edgeq: {one.about}', ':,')}::{_escaped(one.text)}")
     return lines
 
 
@@ -340,7 +380,8 @@ def to_sarif(
         project: the file that the results stand in; without it they have no place, since nothing else of a run lies
             in a repository.
     """
-    notices = _notices(report)
+    # an alert of a repository stays until it is mended, and a calm machine mends nothing
+    notices = [one for one in _notices(report) if not one.passes]
     rules = list(dict.fromkeys(one.rule for one in notices))
     results = []
     for one in notices:
@@ -349,7 +390,7 @@ def to_sarif(
             "ruleId": one.rule,
             "ruleIndex": rules.index(one.rule),
             "level": one.level,
-            "message": {"text": safe_lines(f"{one.about}: {one.message}")},
+            "message": {"text": safe_lines(f"{one.about}: {one.text}")},
             # the same of a later run that measured another value: a viewer then knows it again
             "partialFingerprints": {"edgeq/v1": hashlib.sha256(identity).hexdigest()},
         }
@@ -382,16 +423,22 @@ def _escaped(text: str, also: str = "") -> str:
 
 _GREEN, _RED = "#2e7d32", "#c62828"
 
+_GATES = 3  # names in a badge
+
 _CHAR_PX, _PAD_PX = 6.6, 12  # of Verdana at 11 px, on average; the texts are stretched to these widths
 
 
 def to_badge(report: ProjectReport) -> str:
-    """Return an SVG with the number of bundles that pass, and the first gate that failed."""
-    failed = [gate.name for row in report.rows for gate in row.checked.gates if not gate.passed]
-    failed += [gate.name for gate in report.app if not gate.passed]
+    """Return an SVG with the number of bundles that pass, and the gates that failed, those of the exit code first."""
+    gates = [gate for row in report.rows for gate in row.checked.gates if not gate.passed]
+    gates += [gate for gate in report.app if not gate.passed]
+    failed = list(dict.fromkeys(gate.name for gate in sorted(gates, key=lambda gate: gate.exit_code)))
+    more = f" and {len(failed) - _GATES} more" if len(failed) > _GATES else ""
     passed = sum(not row.checked.exit_code for row in report.rows)
     broken = len(report.refused) + sum(model.error is not None for model in report.models)
-    told = f"{passed} of {len(report.rows) + broken} pass" + (f", {failed[0]} failed" if failed else "")
+    told = f"{passed} of {len(report.rows) + broken} pass" + (
+        f", {', '.join(failed[:_GATES])}{more} failed" if failed else ""
+    )
     widths = [round(_CHAR_PX * len(text) + _PAD_PX) for text in ("edgeq", told)]
     fill = _RED if failed or broken else _GREEN
     svg = ElementTree.Element(

@@ -112,42 +112,81 @@ def _compared_verdict(one: Variant, *, is_own: bool) -> str:
     return "ok" if is_own else "for comparison, not judged"
 
 
-def attempts(rows: Sequence[PackageResult]) -> tuple[Plot, ...]:
-    """Return plots of accuracy against size and against latency for each model with several schemes or targets."""
+def attempts(sources: Sequence[Source]) -> tuple[Plot, ...]:
+    """Return plots of accuracy against size and against latency for each model that a target has several attempts of.
+
+    Attempts at different targets do not compete: a target has a front of its own.
+    """
     plots = []
-    for i, model in enumerate(dict.fromkeys(row.model for row in rows)):
-        tried = dict(one for row in rows if row.model == model for one in _all_of(row))
-        if len(tried) > 1:
-            for cost in ("size", "latency"):
-                plot = _plot(tried, f"{model}: accuracy against {cost}", f"attempts{i}-{cost}", cost)
-                plots += [plot] if plot else []
+    for i, model in enumerate(dict.fromkeys(source.row.model for source in sources)):
+        tried = dict(one for source in sources if source.row.model == model for one in _all_of(source))
+        for cost in ("size", "latency"):
+            plot = _plot(tried, f"{model}: accuracy against {cost}", f"attempts{i}-{cost}", cost)
+            plots += [plot] if plot else []
     return tuple(plots)
 
 
-def _all_of(row: PackageResult) -> list[tuple[tuple[str, str], Variant]]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Attempt:
+    """An artifact in figures.
+
+    Attributes:
+        rivals: the target that it was one of several attempts at, as the run named it.
+        timed_on: the architecture that timed it, where that is not its target's; else "".
+    """
+
+    figures: Variant
+    rivals: str
+    timed_on: str
+
+
+def _all_of(source: Source) -> list[tuple[tuple[str, str], _Attempt]]:
     """Return the row and what was built beside it, by scheme and target."""
+    row, timing = source.row, source.row.verified.timing
+    arch = timing.arch if timing else row.compared.arch if row.compared else ""
+    timed_on = arch if arch not in ("", source.manifest.target.arch) else ""
     tried = row.choice.tried if row.choice else ()
     beside = row.compared.variants if row.compared else ()
     candidates = row.fastest.candidates if row.fastest else ()
     return [
-        *(((one.figures.scheme, one.target), one.figures) for one in candidates),
-        *(((one.scheme, row.target), one) for one in (*tried, *beside, variant_of(row))),
+        ((one.scheme, target), _Attempt(figures=one, rivals=row.named_target, timed_on=timed_on))
+        for target, one in (
+            *((one.target, one.figures) for one in candidates),
+            *((row.target, one) for one in (*tried, *beside, variant_of(row))),
+        )
     ]
 
 
-def _plot(tried: dict[tuple[str, str], Variant], title: str, anchor: str, cost: str) -> Plot | None:
+def _plot(tried: dict[tuple[str, str], _Attempt], title: str, anchor: str, cost: str) -> Plot | None:
     """Plot scores where every artifact has one, else SQNR; what is infinite or was not measured has no place in it."""
-    made = {name: one for name, one in tried.items() if one.size_bytes is not None}
-    scored = all(one.score is not None for one in made.values())
-    is_small = max((one.size_bytes or 0 for one in made.values()), default=0) < 1e6
+    made = {name: one for name, one in tried.items() if one.figures.size_bytes is not None}
+    scored = all(one.figures.score is not None for one in made.values())
+    is_small = max((one.figures.size_bytes or 0 for one in made.values()), default=0) < 1e6
     unit, factor = ("ms", 1.0) if cost == "latency" else ("kB", 1e3) if is_small else ("MB", 1e6)
+    many = len({target for _, target in made}) > 1
     points = []
-    for (scheme, target), one in made.items():
+    for (scheme, target), attempt in made.items():
+        one = attempt.figures
         value = 100 * (one.score or 0.0) if scored else one.sqnr_db
         price = one.latency_ms if cost == "latency" else one.size_bytes
-        if value is not None and price is not None and math.isfinite(value):
-            points.append(Point(series=scheme, label=f"{scheme}, {target}", x=price / factor, y=value))
-    if len(points) < 2:
+        if value is None or price is None or not math.isfinite(value):
+            continue
+        drop = one.drop_pp if scored else None
+        timed = f" (timed on {attempt.timed_on})" if attempt.timed_on and cost == "latency" else ""
+        points.append(
+            Point(
+                series=f"{f'{target}, ' if many else ''}{scheme}{timed}",
+                label=f"{scheme}, {target}{timed}",
+                x=price / factor,
+                y=value,
+                # fp32's own score is the same for all: the interval of the drop is that of the score
+                low=value - (drop.high - drop.estimate) if drop else value,
+                high=value + (drop.estimate - drop.low) if drop else value,
+                rivals=attempt.rivals,
+            )
+        )
+    rivals = [point.rivals for point in points]
+    if len(set(rivals)) == len(rivals):
         return None
     y_title = "score in %" if scored else "SQNR in dB"
     x_title = "latency p50 on this host in ms" if cost == "latency" else f"size in {unit}"
@@ -200,7 +239,9 @@ def _search_plot(search: Search, anchor: str) -> Plot | None:
         if value is not None and math.isfinite(value):
             series = "chosen" if index == search.chosen else "meets the limits" if attempt.meets else "does not"
             label = ", ".join([f"{counted(len(attempt.kept), 'layer')} in float", *attempt.remedies])
-            points.append(Point(series=series, label=label, x=attempt.size_bytes / factor, y=value))
+            points.append(
+                Point(series=series, label=label, x=attempt.size_bytes / factor, y=value, low=value, high=value)
+            )
     if len(points) < 2:
         return None
     titles = {"sqnr": "SQNR in dB", "agreement": "agreement in %", "accuracy_drop": "accuracy in pp over fp32's"}
@@ -427,13 +468,13 @@ def bundle_view(source: Source, data: DataFacts, *, title: str) -> BundleView:
         error_start=_error_start(row.layer_sqnrs),
         depth=depth_plot(row.layer_sqnrs, numbered) if row.layer_sqnrs else None,
         bytes_plot=_bytes_plot(row),
-        latency=box(runs, title=f"Latency on {row.verified.host}", anchor="latency-plot") if runs else None,
+        latency=box(runs, title=_timed_on(row), anchor="latency-plot") if runs else None,
         places=places(row),
         host_only=why_host_only(row),
         flips=_flips(flips, manifest.labels) if flips else None,
         search=search_view(row.search, "search-plot") if row.search else None,
         variants=variants_views(row),
-        attempts=attempts([row]),
+        attempts=attempts([source]),
         reused=tuple(text.reuse(row.reuse, row.verified.fidelity)) if row.reuse else (),
         data=_data(data),
         provenance=_provenance(source),
@@ -545,6 +586,11 @@ def _layers(row: PackageResult) -> tuple[LayerView, ...]:
         )
         for number, (layer, kind, sqnr) in known
     )
+
+
+def _timed_on(row: PackageResult) -> str:
+    unsure = row.verified.timing.why_unsure if row.verified.timing else ""
+    return f"Latency on {row.verified.host}{f', which was busy ({unsure})' if unsure else ''}"
 
 
 def _bytes_plot(row: PackageResult) -> Plot | None:
@@ -730,7 +776,7 @@ def index_view(
     told += [f"{counted(len(refused), 'target')} refused"] if refused else []
     told += ["the app as a whole failed"] if any(not gate.passed for gate in app) else []
     rows = [source.row for source in sources]
-    plots = attempts(rows)
+    plots = attempts(sources)
     return IndexView(
         title=title,
         verdict=", ".join(told) or "ok",

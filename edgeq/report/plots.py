@@ -57,12 +57,20 @@ class Plot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """A dot of a scatter plot; points of one series have one colour."""
+    """A dot of a scatter plot; points of one series have one colour.
+
+    Attributes:
+        low, high: the 95% interval of y; both y if there is none.
+        rivals: the points that it competes with are those of the same name.
+    """
 
     series: str
     label: str
     x: float
     y: float
+    low: float
+    high: float
+    rivals: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +144,8 @@ def pareto(points: Sequence[Point], *, title: str, anchor: str, x_title: str, y_
     """
     import pygal
 
-    front = sorted((point for point in points if is_best(point, points)), key=lambda point: (point.x, point.y))
+    fronts = pareto_fronts(points)
+    best = [point for front in fronts for point in front]
     names = tuple(dict.fromkeys(point.series for point in points))
     chart = _styled(
         pygal.XY,
@@ -146,28 +155,60 @@ def pareto(points: Sequence[Point], *, title: str, anchor: str, x_title: str, y_
         value_formatter=_short,
         show_legend=False,
         dots_size=6,
+        allow_interruptions=True,
     )
+    low, high = min(point.low for point in points), max(point.high for point in points)
+    margin = (high - low) / 20 or abs(high) / 20 or 1.0
+    chart.config.range = (low - margin, high + margin)  # what lies within the intervals is not drawn large
     for name in names:
         own = [{"value": (point.x, point.y), "label": point.label} for point in points if point.series == name]
         chart.add(name, own, stroke=False)
-    if len(front) > 1:
-        chart.add("Pareto front", [(point.x, point.y) for point in front], show_dots=False)
-    rows = tuple((p.label, f"{p.x:.4g}", f"{p.y:.5g}", "yes" if p in front else "no") for p in points)
-    head = ("attempt", x_title, y_title, "on the Pareto front")
-    caption = f"{title}: {len(front)} of {len(points)} are on the Pareto front."
+    # series of lines, divided by None
+    spread = [part for point in points if point.low < point.high for part in _between(point)]
+    lines = [part for front in fronts if len(front) > 1 for part in (*((p.x, p.y) for p in front), None)]
+    drawn = {"spread": spread, "front": lines}
+    for series in drawn.values():
+        if series:
+            chart.add("", series, show_dots=False)
+    is_spread = bool(spread)
+    rows = tuple(
+        (
+            p.label,
+            f"{p.x:.4g}",
+            f"{p.y:.5g}",
+            *([f"{p.low:.5g} to {p.high:.5g}"] if is_spread else []),
+            "yes" if p in best else "no",
+        )
+        for p in points
+    )
+    head = ("attempt", x_title, y_title, *(["95% interval"] if is_spread else []), "on the Pareto front")
+    whose = "front" if len(fronts) == 1 else "front of their target"
+    caption = f"{title}: {len(best)} of {len(points)} are on the Pareto {whose}."
+    if is_spread:
+        caption += " What is not better than something cheaper beyond the 95% intervals is not on it."
     return Plot(
-        svg=_svg(chart, title, caption, anchor, last="front" if len(front) > 1 else ""),
+        svg=_svg(chart, title, caption, anchor, last=[name for name, series in drawn.items() if series]),
         caption=caption,
         table=Table(head=head, rows=rows),
         legend=tuple(enumerate(names)),
     )
 
 
-def is_best(point: Point, points: Sequence[Point]) -> bool:
-    """Whether no other point is at least as good in both, and better in one (Pareto's front)."""
-    return not any(
-        other.x <= point.x and other.y >= point.y and (other.x, other.y) != (point.x, point.y) for other in points
-    )
+def _between(point: Point) -> tuple[tuple[float, float] | None, ...]:
+    return (point.x, point.low), (point.x, point.high), None
+
+
+def pareto_fronts(points: Sequence[Point]) -> list[list[Point]]:
+    """Return the points of each Pareto front by cost, a front for each group of rivals.
+
+    A point is on it if it is better than all cheaper ones there by more than the intervals.
+    """
+    fronts: dict[str, list[Point]] = {}
+    for point in sorted(points, key=lambda point: (point.x, -point.y)):
+        front = fronts.setdefault(point.rivals, [])
+        if all(one.high < point.low or (one.x, one.y) == (point.x, point.y) for one in front):
+            front.append(point)
+    return list(fronts.values())
 
 
 def depth(
@@ -210,7 +251,7 @@ def depth(
     marked = [{"value": (i, own), "label": name} for i, name, _, own in drawn if name == worst]
     chart.add("marked", marked, stroke=False, show_dots=True, dots_size=8)
     return Plot(
-        svg=_svg(chart, title, caption, anchor, last="marked"),
+        svg=_svg(chart, title, caption, anchor, last=["marked"]),
         caption=caption,
         legend=tuple(enumerate((*names, f"marked: {worst}") if marked else names)),
         kind="depth",
@@ -270,7 +311,7 @@ def _styled(kind: type[Graph], **options: Any) -> Graph:
     return kind(style=style, js=[], width=_WIDTH_PX, height=_HEIGHT_PX, margin=8, max_scale=6, **options)
 
 
-def _svg(chart: Graph, title: str, caption: str, anchor: str, *, last: str = "") -> str:
+def _svg(chart: Graph, title: str, caption: str, anchor: str, *, last: Sequence[str] = ()) -> str:
     """Return the drawing without its own style and scripts, named for screen readers, with names on hover.
 
     Args:
@@ -278,7 +319,7 @@ def _svg(chart: Graph, title: str, caption: str, anchor: str, *, last: str = "")
         title: its name.
         caption: what it shows.
         anchor: its id in the page.
-        last: a class for the last series, which has a colour of its own.
+        last: classes for the last series, which have colours of their own.
     """
     root = chart.render_tree()
     for parent in list(root.iter()):
@@ -292,10 +333,10 @@ def _svg(chart: Graph, title: str, caption: str, anchor: str, *, last: str = "")
             parent.insert(0, name)
     for name in root.findall("title"):
         root.remove(name)
-    if last:
+    for i, kind in enumerate(last, start=len(chart.raw_series) - len(last)):
         for group in root.iter("g"):
-            if group.get("class", "").startswith(f"series serie-{len(chart.raw_series) - 1}"):
-                group.set("class", f"series {last}")
+            if group.get("class", "").split()[:2] == ["series", f"serie-{i}"]:
+                group.set("class", f"series {kind}")
     for tag, text in (("desc", caption), ("title", title)):
         element = ElementTree.Element(tag, id=f"{anchor}-{tag}")
         element.text = text

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import re
 import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from edgeq.core.manifest import Manifest
 from edgeq.core.results.measured import Agreement, Emulation, Fidelity, Interval, OutputComparison
@@ -182,8 +183,12 @@ def verdict_text(row: PackageResult) -> str:
 
 def failures(row: PackageResult, *, named: bool = False) -> list[str]:
     """Return a line for each gate that failed; `named` if the rows are of several models."""
-    about = f"{row.model} {row.target} {row.scheme}" if named else f"{row.target} {row.scheme}"
-    return [failure(about, gate) for gate in row.checked.gates if not gate.passed]
+    return [failure(subject(row, named=named), gate) for gate in row.checked.gates if not gate.passed]
+
+
+def subject(row: PackageResult, *, named: bool) -> str:
+    """Return which row a line is about; `named` if the rows are of several models."""
+    return f"{row.model} {row.target} {row.scheme}" if named else f"{row.target} {row.scheme}"
 
 
 def refusal_text(one: Refusal) -> str:
@@ -559,15 +564,17 @@ def render(report: RunReport, *, width: int | None = None) -> str:
     return render_project(of_one(report), width=width)
 
 
-def render_project(report: ProjectReport, *, width: int | None = None) -> str:
+def render_project(report: ProjectReport, *, width: int | None = None, stream: TextIO | None = None) -> str:
     """Return the table, the failures with their margins, the warnings, and the bundles' paths.
 
     Args:
         report: the run.
         width: columns of the terminal; None to ask it.
+        stream: what the text is for, a terminal or not; None for stdout.
     """
     canvas = io.StringIO()
-    console = _console(canvas, width)
+    stream = stream or sys.stdout
+    console = _console(canvas, width or columns(stream), stream)
     if report.rows:
         table = _table(report.rows, report.refused)
         # a table that does not fit would break numbers apart: then each row becomes a block of lines
@@ -583,18 +590,28 @@ def render_project(report: ProjectReport, *, width: int | None = None) -> str:
             if len(report.rows) + len(report.refused) > 1 and widest <= console.width:
                 console.print(side_by_side)
     below = _below(report)
-    if width is not None or sys.stdout.isatty():
-        below = [part for line in below for part in _wrapped(line, console.width)]
+    if width is not None or stream.isatty():
+        below = [part for line in below for part in wrapped(line, console.width)]
     above = "\n".join(line.rstrip() for line in canvas.getvalue().splitlines())
     return "\n".join([above.rstrip("\n"), *below]).lstrip("\n")
 
 
-def _console(canvas: io.StringIO, width: int | None) -> Console:
+def columns(stream: TextIO) -> int:
+    """Return the width of the terminal that a stream is, $COLUMNS if that is set."""
+    if "COLUMNS" in os.environ or not stream.isatty():
+        return shutil.get_terminal_size((_NOT_A_TERMINAL, 24)).columns
+    return os.get_terminal_size(stream.fileno()).columns or _NOT_A_TERMINAL
+
+
+def terminal_width() -> int | None:
+    """Return the width of the terminal that stdout is; None for a file or a pipe, whose lines stay whole."""
+    return columns(sys.stdout) if sys.stdout.isatty() else None
+
+
+def _console(canvas: io.StringIO, width: int, stream: TextIO) -> Console:
     from rich.console import Console
 
-    terminal = sys.stdout.isatty()
-    columns = width or shutil.get_terminal_size((_NOT_A_TERMINAL, 24)).columns
-    return Console(file=canvas, width=columns, force_terminal=terminal, highlight=False, markup=False)
+    return Console(file=canvas, width=width, force_terminal=stream.isatty(), highlight=False, markup=False)
 
 
 def bound(line: str) -> str:
@@ -602,10 +619,40 @@ def bound(line: str) -> str:
     return _UNIT.sub("\N{NO-BREAK SPACE}", line)
 
 
-def _wrapped(line: str, width: int) -> list[str]:
+def wrapped(line: str, width: int, hanging: int = 2) -> list[str]:
+    """Return a line in parts of `width` columns, all but the first indented by `hanging`."""
     # names and paths stay whole, so that they can be copied; a number stays with its unit
-    parts = textwrap.wrap(bound(line), width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    parts = textwrap.wrap(
+        bound(line), width, subsequent_indent=" " * hanging, break_long_words=False, break_on_hyphens=False
+    )
     return [part.replace("\N{NO-BREAK SPACE}", " ") for part in parts] or [""]
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], width: int) -> list[str]:
+    """Return a table of texts in `width` columns, its cells wrapped between words."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    drawn = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
+    cells = [[bound(cell) for cell in row] for row in (head, *rows)]
+    by_column = list(zip(*cells, strict=True))
+    widths, least = (
+        [max(len(part) for cell in column for part in re.split(between, cell)) for column in by_column]
+        for between in ("\n", "[ \n]")
+    )
+    gaps = 2 * (len(widths) - 1)
+    while sum(widths) + gaps > width and max(widths) > 1:
+        # long texts are wrapped before a name is broken
+        spare = [max(now - word, 0) * width + now for now, word in zip(widths, least, strict=True)]
+        widths[spare.index(max(spare))] -= 1
+    for name, wide in zip(head, widths, strict=True):
+        drawn.add_column(name, overflow="fold", width=wide)
+    for row in cells[1:]:
+        drawn.add_row(*row)
+    canvas = io.StringIO()
+    Console(file=canvas, width=width, force_terminal=False, highlight=False, markup=False).print(drawn)
+    return [line.rstrip().replace("\N{NO-BREAK SPACE}", " ") for line in canvas.getvalue().splitlines()]
 
 
 def _table(rows: Sequence[PackageResult], refused: Sequence[Refusal]) -> RenderableType:
@@ -838,6 +885,21 @@ def _warnings(rows: Sequence[PackageResult]) -> dict[str, list[str]]:
     return about
 
 
+def _busy_line(rows: Sequence[PackageResult]) -> list[str]:
+    """Return a line on times that may be too long and that no limit is on: `warnings` has each of the others."""
+    timings = [row.verified.timing for row in rows if row.verified.timing is not None]
+    busy = [
+        row for row in rows if row.verified.timing and row.verified.timing.warning not in ("", *row.checked.warnings)
+    ]
+    if not busy:
+        return []
+    share_of = f"{len(busy)} of {counted(len(timings), 'bundle')}"
+    return [
+        f"note: this host was busy while it timed {share_of}: latencies may be too high. No limit is on them; "
+        "`--no-cache` measures again"
+    ]
+
+
 def _below(report: ProjectReport) -> list[str]:
     """Return the lines under the table: failures, errors, the app, warnings, data, paths."""
     named = len(report.models) > 1
@@ -849,7 +911,7 @@ def _below(report: ProjectReport) -> list[str]:
             failed += [f"error: {printable(f'{model.name}: {one.what}')}", f"  fix: {printable(one.fix)}"]
     failed += [line for one in report.refused for line in refusal_lines(one, named=named)]
     steps = [
-        f"next: {row.target} {row.scheme}: {printable(step)}"
+        f"next: {subject(row, named=named)}: {printable(step)}"
         for row in report.rows
         if row.checked.exit_code
         for step in next_steps(row, report.rows)
@@ -859,6 +921,7 @@ def _below(report: ProjectReport) -> list[str]:
     tried = [*chosen, *(line for row in report.rows for line in _attempt_lines(row))]
     app = [f"app: {gate.name}: {gate.measured}, limit {gate.limit}" for gate in report.app if gate.passed]
     warnings = [f"warning: {text} ({', '.join(names)})" for text, names in _warnings(report.rows).items()]
+    warnings += _busy_line(report.rows)
     data = [line for model in report.models if model.report for line in _data(model.report.data)]
     reused = [line for row in report.rows for line in _reused(row)]
     paths = [f"{place(row)}: {row.path}" for row in report.rows]
@@ -954,21 +1017,32 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else "?" for char in " ".join(text.split()))
 
 
-def aligned(rows: Sequence[Sequence[str]], *, indent: str = "  ", right: frozenset[int] = frozenset()) -> list[str]:
+def aligned(
+    rows: Sequence[Sequence[str]],
+    *,
+    indent: str = "  ",
+    right: frozenset[int] = frozenset(),
+    width: int | None = None,
+) -> list[str]:
     """Return a line for each row, its cells under those of the row above.
 
     Args:
         rows: cells; all rows have as many.
         indent: put before each line.
         right: the columns whose cells end together.
+        width: where the last cell is wrapped, below itself; None to leave it whole.
     """
     safe = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(*safe, strict=True)]
-    return [
+    lines = [
         indent
         + "  ".join(
-            cell.rjust(width) if i in right else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            cell.rjust(wide) if i in right else cell.ljust(wide)
+            for i, (cell, wide) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in safe
     ]
+    if width is None:
+        return lines
+    hanging = len(indent) + sum(wide + 2 for wide in widths[:-1])
+    return [part for line in lines for part in wrapped(line, width, min(hanging, width // 2))]

@@ -70,7 +70,7 @@ def test_one_target_that_cannot_leaves_the_others_bundles(models: Project, edgeq
     assert X86 in (models.out / "report.html").read_text()
     suites = ElementTree.parse(models.root / "junit.xml").getroot()  # noqa: S314  # our own
     assert (suites.get("failures"), suites.get("errors")) == ("0", "1")
-    assert "1 of 2 targets refused (exit code 3)" in (models.root / "summary.md").read_text()
+    assert "1 of 2 bundles refused (exit code 3)" in (models.root / "summary.md").read_text()
 
     again = edgeq(*both)
     assert again.code == 3

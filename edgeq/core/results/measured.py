@@ -382,6 +382,17 @@ class Timing:
         signs += [f"{self.load:.1f} processes per core wanted to run"] if (self.load or 0) > MAX_LOAD else []
         return " and ".join(signs)
 
+    @property
+    def warning(self) -> str:
+        """That the latency is an upper bound, since the host was busy; "" on a calm machine."""
+        if not self.why_unsure:
+            return ""
+        tries = f", the fastest of {self.tries} tries" if self.tries > 1 else ""
+        return (
+            f"the latency of {self.p50_ms:.3g} ms may be too high{tries}: this host was busy while it was measured "
+            f"({self.why_unsure}); measure again on a calm machine with --no-cache"
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelShare:

@@ -150,7 +150,40 @@ def test_what_all_models_share_is_told_once(capfd: pytest.CaptureFixture[str]) -
 def test_a_good_project_is_planned_without_calling_what_makes_its_data(capfd: pytest.CaptureFixture[str]) -> None:
     write({"good": GOOD, "other": GOOD})
     assert run(["build", "--dry-run", "--sarif", "found.sarif"]) == 0
+    assert capfd.readouterr().out.startswith("plan for 2 models, 2 bundles; nothing is written\n")
+    assert run(["build", "--dry-run", "--verbose"]) == 0
     assert capfd.readouterr().out.count("plan for models.py:net; nothing is written") == 2
     (ran,) = json.loads(Path("found.sarif").read_text())["runs"]
     assert (ran["results"], ran["invocations"][0]["exitCode"]) == ([], 0)
     assert not Path("out").exists()
+
+
+def test_the_plan_of_several_models_says_once_what_they_share(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    other = '\nlimit.size = "2MB"\ntargets = ["android-arm64-xnnpack", "linux-x86_64-x86"]\ndevice.on = "host"'
+    write({"good": GOOD + '\nlimit.size = "1MB"', "other": GOOD + other}, HEAD + 'limit.latency = "7ms"\n')
+    assert run(["build", "--dry-run", "-q"]) == 0
+    told = capfd.readouterr().out
+    lines = told.splitlines()
+    assert lines[0] == "plan for 2 models, 3 bundles; nothing is written"
+    assert max(map(len, lines)) <= 80
+    table, *sections = told.split("\n\n")[1:-1]
+    assert table.split("\n")[0].split() == ["model", "check", "scheme"]
+    assert [line.split()[:4] for line in table.splitlines()[2:4]] == [
+        ["good", "size", "<=", "1.00"],
+        ["other", "size", "<=", "2.00"],
+    ]
+    assert [section.split("\n")[0] for section in sections] == [
+        "all",
+        "linux-x86_64-x86, static-int8",
+        "android-arm64-xnnpack, static-int8",
+    ]
+    assert "  check      latency <= 7.00 ms, int8_macs >= 95%\n" in sections[0]
+    assert "  bundle     out/MODEL/TARGET" in sections[0]
+    assert ["quantize   FX" in section for section in sections] == [False, True, False]
+    # no part of a step is lost or said of another bundle
+    assert told.count("size <= ") == 2
+    for once in ("models.py:net", "models.py:samples", "XNNPACK quantizer", "delegated_macs"):
+        assert told.count(once) == 1, once

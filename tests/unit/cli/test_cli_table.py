@@ -61,6 +61,22 @@ def test_several_rows_are_compared_under_each_other(mixed, width):
     assert lines[-1].startswith("bundle: out/")  # the paths come last
 
 
+def test_a_busy_host_is_one_line_for_all_bundles_without_a_limit_on_latency(mixed):
+    def busy(row, *, judged):
+        timing = replace(row.verified.timing, load=6.0)
+        warnings = (timing.warning,) if judged else ()
+        return replace(
+            row, verified=replace(row.verified, timing=timing), checked=replace(row.checked, warnings=warnings)
+        )
+
+    calm, timed = mixed.rows[0], [row for row in mixed.rows if row.verified.timing is not None]
+    assert "this host was busy" not in render(mixed, width=240)
+    rows = (busy(calm, judged=True), *(busy(row, judged=False) for row in timed[1:]))
+    told = [line for line in render(replace(mixed, rows=rows), width=400).splitlines() if "host was busy" in line]
+    assert [line.partition(" ")[0] for line in told] == ["warning:", "note:"]
+    assert f"while it timed {len(timed) - 1} of {len(timed)} bundles: latencies may be too high" in told[1]
+
+
 def test_one_row_is_not_compared(passing):
     assert "target, scheme" not in render(passing, width=80)
 

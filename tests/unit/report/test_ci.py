@@ -55,7 +55,7 @@ def test_junit_counts_each_gate_once(report):
 
 def test_markdown_tells_what_failed(report):
     text = to_markdown(report)
-    assert "1 of 1 targets failed, 1 of 2 models could not be built, the app as a whole failed (exit code 3)" in text
+    assert "1 of 1 bundle failed, 1 of 2 models could not be built, the app as a whole failed (exit code 3)" in text
     assert text.count("- failed:") == 2
     assert text.count("- unverified:") == 1
     assert text.count("- error:") == 1
@@ -84,8 +84,13 @@ def test_markdown_tells_what_differs_from_the_base_branch(row):
     assert [line.split(" | ")[-1].removesuffix(" |") for line in lines] == ["ok → failed: size", "gone"]
     assert "10.0 kB<br>+25.0%" in lines[0]
     assert "1 of 2 bundles are equal to those of the base branch, byte for byte." in told
-    assert "| new |" in to_markdown(now, ProjectReport(models=()))
     assert "base branch" not in to_markdown(now)
+
+
+def test_markdown_has_no_second_table_where_the_base_branch_has_no_bundles(row):
+    text = to_markdown(of(row), ProjectReport(models=()))
+    assert text.endswith("### Against the base branch\n\nThere are no bundles of the base branch to compare with.\n")
+    assert text.count("| model |") == 1
 
 
 def test_annotations_are_at_the_lines_of_the_project_file(row, report):
@@ -110,6 +115,35 @@ FILE = ProjectLines(
         ("bad", "data"): 18,
     },
 )
+
+
+def test_what_failed_without_a_limit_of_its_own_is_at_its_model() -> None:
+    lines = {("", "limit"): 1, ("", "limit.size"): 2, ("one", ""): 5, ("two", ""): 8, ("two", "data"): 10}
+    found = ProjectLines(file="edgeq.toml", lines=lines)
+    assert [found.of("one", key) for key in ("limit.parity", "limit.size", "data.calibration", "")] == [5, 2, 5, 5]
+    assert found.of("two", "data.calibration") == 10
+    assert found.of("", "limit.parity") == 1
+
+
+def test_every_view_says_what_to_try_next(row):
+    size = gate("size")
+    row = dataclasses.replace(row, checked=dataclasses.replace(row.checked, gates=(size,)))
+    step = "the largest layer is conv: 90 B of 10.0 kB"
+    assert f"### What to try next\n\n- android-arm64-xnnpack static-int8: {step}\n" in to_markdown(of(row))
+    root = ElementTree.fromstring(to_junit(of(row)))  # noqa: S314  # our own
+    assert [node.text for node in root.iter("failure")] == [f"exit code 4\nnext: {step}"]
+    assert sarif(of(row))["results"][0]["message"]["text"].endswith(f"\nnext: {step}")
+    assert to_annotations(of(row))[0].endswith(f"%0Anext: {step}")
+
+
+def test_a_busy_host_is_no_alert_of_the_repository(row):
+    timing = dataclasses.replace(row.verified.timing, p90_ms=9 * row.verified.timing.p50_ms)
+    verified = dataclasses.replace(row.verified, timing=timing)
+    checked = dataclasses.replace(row.checked, gates=(), warnings=(timing.warning, "two classes tie"))
+    busy = of(dataclasses.replace(row, verified=verified, checked=checked))
+    assert "this host was busy" in timing.warning
+    assert [one["message"]["text"].partition(": ")[2] for one in sarif(busy)["results"]] == ["two classes tie"]
+    assert len(to_annotations(busy)) == 2
 
 
 def sarif(report: ProjectReport, lines: ProjectLines | None = None) -> dict:
@@ -193,6 +227,13 @@ def test_the_badge_says_how_many_pass(row, report):
     good, bad = to_badge(of(passed)), to_badge(report)
     assert "edgeq: 1 of 1 pass<" in good
     assert "edgeq: 0 of 2 pass, size failed<" in bad
+    codes = {"parity": 7, "accuracy_drop": 5, "size": 4, "audit": 6}
+    gates = tuple(gate(name, "failed", ExitCode(code)) for name, code in codes.items())
+    several = dataclasses.replace(row, checked=dataclasses.replace(row.checked, gates=gates[:3]))
+    # the gate of the exit code is the first
+    assert "edgeq: 0 of 1 pass, size, accuracy_drop, parity failed<" in to_badge(of(several))
+    several = dataclasses.replace(row, checked=dataclasses.replace(row.checked, gates=gates))
+    assert "edgeq: 0 of 1 pass, size, accuracy_drop, audit and 1 more failed<" in to_badge(of(several))
     assert "#2e7d32" in good
     assert "#c62828" in bad
     ElementTree.fromstring(good)  # noqa: S314  # our own

@@ -26,7 +26,7 @@ from edgeq.core.results.report import (
 )
 from edgeq.pipeline.reports import bundle_page, index_page, read_run, read_source, write_bundle_page, write_index
 from edgeq.report.json import to_json
-from edgeq.report.plots import Point, is_best
+from edgeq.report.plots import Point, pareto_fronts
 
 CSS = (Path(edgeq.report.__file__).parent / "page.css").read_text()
 NO_DATA = DataFacts()
@@ -257,7 +257,7 @@ def test_the_app_as_a_whole_is_judged_on_the_page(row):
     )
     text = index(row, app=(gate,))
     assert "size of the app for android-arm64" in text
-    assert "<title>digits: 1 bundle: the app as a whole failed</title>" in text
+    assert "<title>digits, 1 bundle: the app as a whole failed</title>" in text
 
 
 @pytest.mark.parametrize("n_rows", [0, 1, 2])
@@ -287,7 +287,7 @@ def test_an_index_links_to_the_pages_and_keeps_bundles_of_earlier_runs(row, tmp_
     assert "digits/android-arm64-xnnpack/report.html" in now
     assert 'href="other%20model/android-arm64-xnnpack/report.html"' in before
     assert f"{torn}</dt>" in before
-    assert "<title>digits: 1 bundle: ok</title>" in now
+    assert "<title>digits, 1 bundle: ok</title>" in now
 
 
 def test_bundles_on_disk_are_read_back(row):
@@ -299,9 +299,24 @@ def test_bundles_on_disk_are_read_back(row):
 
 def test_only_what_no_other_beats_is_on_the_front():
     points = [
-        Point(series="s", label=name, x=x, y=y) for name, x, y in [("a", 1, 1), ("b", 2, 3), ("c", 3, 2), ("d", 1, 1)]
+        Point(series="s", label=name, x=x, y=y, low=y, high=y)
+        for name, x, y in [("a", 1, 1), ("b", 2, 3), ("c", 3, 2), ("d", 1, 1)]
     ]
-    assert [point.label for point in points if is_best(point, points)] == ["a", "b", "d"]
+    assert [[point.label for point in front] for front in pareto_fronts(points)] == [["a", "d", "b"]]
+
+
+def test_what_is_dearer_is_on_the_front_only_beyond_the_noise_and_among_its_own_target() -> None:
+    points = [
+        Point(series="s", label=label, x=x, y=y, low=y - 1, high=y + 1, rivals=rivals)
+        for label, x, y, rivals in [
+            ("cheap", 1, 90, "phone"),
+            ("no better", 2, 91.5, "phone"),
+            ("better", 3, 92.5, "phone"),
+            ("server", 9, 80, "server"),
+        ]
+    ]
+    fronts = [[point.label for point in front] for front in pareto_fronts(points)]
+    assert fronts == [["cheap", "better"], ["server"]]
 
 
 def palettes() -> list[dict[str, str]]:

@@ -19,12 +19,15 @@ from edgeq.core.results.report import (
     PackageResult,
     ProjectReport,
     RunReport,
+    Source,
     Variant,
 )
-from edgeq.pipeline.reports import bundle_page, index_page
+from edgeq.pipeline.reports import bundle_page, index_page, read_source
 from edgeq.report import text
 from edgeq.report.ci import to_markdown
+from edgeq.report.html import attempts
 from edgeq.report.json import PackageDocument, to_json
+from edgeq.report.plots import Plot
 from edgeq.report.text import render
 
 
@@ -151,3 +154,65 @@ def test_a_plot_has_every_scheme_that_was_tried(row: PackageResult) -> None:
     assert "accuracy against latency" not in page  # that was measured for one of them only
     assert "fp16, android-arm64-xnnpack" in page
     assert "accuracy against size" in index_page((found,), DataFacts(), folder=row.path).decode()
+
+
+def scored(scheme: str, size_bytes: int, score: float, width_pp: float) -> Variant:
+    drop = 100 * (0.96 - score)
+    interval = Interval(estimate=drop, low=drop - width_pp, high=drop + width_pp)
+    return variant(scheme, size_bytes, 1.0, score=score, fp32_score=0.96, drop_pp=interval)
+
+
+def with_choice(row: PackageResult, *tried: Variant) -> PackageResult:
+    # the row's own figures stand for its scheme
+    return dataclasses.replace(row, choice=Choice(linear_macs=0.0, tried=tried, chosen=0))
+
+
+def plots_of(*rows: PackageResult) -> dict[str, Plot]:
+    sources = [Source(row=row, manifest=read_source(row.path).manifest) for row in rows]
+    return {plot.caption.partition(":")[2].split(":")[0].strip(): plot for plot in attempts(sources)}
+
+
+def test_no_front_is_drawn_inside_the_noise(row: PackageResult) -> None:
+    fidelity = dataclasses.replace(
+        row.verified.fidelity,  # type: ignore[type-var]
+        score=0.9545,
+        fp32_score=0.96,
+        metric="top1",
+        drop_pp=Interval(estimate=0.55, low=-0.5, high=1.6),
+    )
+    own = dataclasses.replace(row, verified=dataclasses.replace(row.verified, fidelity=fidelity))
+    noise = plots_of(with_choice(own, scored("fp16", 20_000, 0.9552, 1.0)))["accuracy against size"]
+    assert 'class="series front"' not in noise.svg
+    assert 'class="series spread"' in noise.svg
+    assert noise.caption.startswith("digits: accuracy against size: 1 of 2 are on the Pareto front. What is not better")
+    assert [cells[3:] for cells in noise.table.rows] == [("94.52 to 96.52", "no"), ("94.4 to 96.5", "yes")]
+    clear = plots_of(with_choice(own, scored("fp16", 20_000, 0.99, 1.0)))["accuracy against size"]
+    assert 'class="series front"' in clear.svg
+
+
+def test_attempts_at_another_target_are_no_rivals_and_are_named(row: PackageResult) -> None:
+    other = dataclasses.replace(row, target="linux-x86_64-x86")
+    # each target has one attempt: there is nothing to choose from
+    assert plots_of(row, other) == {}
+    tried = variant("fp16", 20_000, 5.0, sqnr_db=60.0)
+    plot = plots_of(with_choice(row, tried), with_choice(other, tried))["accuracy against size"]
+    assert plot.caption == "digits: accuracy against size: 4 of 4 are on the Pareto front of their target."
+    assert [name for _, name in plot.legend] == [
+        "android-arm64-xnnpack, fp16",
+        "android-arm64-xnnpack, static-int8",
+        "linux-x86_64-x86, fp16",
+        "linux-x86_64-x86, static-int8",
+    ]
+
+
+def test_a_time_of_another_kind_of_processor_is_said_to_be_one(row: PackageResult) -> None:
+    plots = plots_of(with_choice(row, variant("fp16", 20_000, 5.0, sqnr_db=60.0)))
+    assert [name for _, name in plots["accuracy against latency"].legend] == [
+        "fp16 (timed on x86_64)",
+        "static-int8 (timed on x86_64)",
+    ]
+    assert [name for _, name in plots["accuracy against size"].legend] == ["fp16", "static-int8"]
+    timing = dataclasses.replace(row.verified.timing, arch="arm64")  # type: ignore[type-var]
+    own = dataclasses.replace(row, verified=dataclasses.replace(row.verified, timing=timing))
+    plot = plots_of(with_choice(own, variant("fp16", 20_000, 5.0, sqnr_db=60.0)))["accuracy against latency"]
+    assert "timed on" not in str(plot.legend)

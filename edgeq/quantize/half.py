@@ -47,7 +47,9 @@ def true_half(spec: QuantizeSpec) -> QuantizedModel:
         check_half_range(name, module.get_submodule(name))
     # of 256 pixels, half holds positions to a sixteenth; and torch's half kernel gives NaN for some outside the image
     is_sampled = spec.captured is not None and bool(samplers(spec.captured.graph))
-    if is_sampled or (spec.backend == "coreml" and kept):
+    # of a graph, as of an exported program or an archive of torch.jit, torch.export leaves out the hooks that cast
+    is_graph = isinstance(module, torch.fx.GraphModule) and spec.captured is not None
+    if is_sampled or is_graph or (spec.backend == "coreml" and kept):
         return _true_half_by_node(spec, kept)
     module.half()
     _cast(module, torch.float16, torch.float32)

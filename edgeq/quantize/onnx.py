@@ -337,7 +337,7 @@ def fp16(spec: FileSpec, source: Path, left_out: list[str]) -> Any:  # noqa: ARG
     from onnxruntime.transformers.onnx_model import OnnxModel
 
     made = convert_float_to_float16(onnx.load(str(source)), keep_io_types=True, node_block_list=left_out or None)
-    # it appends the casts of inputs behind the nodes that read them, where the file names its opset as "ai.onnx"
+    # it appends the casts of inputs behind the nodes that read them
     whole = OnnxModel(made)
     whole.topological_sort()
     return whole.model

@@ -5,14 +5,26 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from small_models import Silent, SmallNet, captured_net, dataset, loaded, outputs_of, quantized, small_net
+from small_models import (
+    IMAGE,
+    Silent,
+    SmallNet,
+    captured_net,
+    dataset,
+    loaded,
+    lowered,
+    outputs_of,
+    quantized,
+    small_net,
+)
 from torch import nn
 
 from edgeq.core.errors import AccuracyError, ExitCode, UnsupportedError, UsageError
 from edgeq.core.results.model import TensorSpec
 from edgeq.core.samples import Dataset
+from edgeq.load.model import load_model
 from edgeq.quantize import quantize
-from edgeq.quantize.capture import capture
+from edgeq.quantize.capture import capture, example_tensors
 from edgeq.quantize.half import HEADROOM
 from edgeq.quantize.spec import QuantizeSpec
 from edgeq.verify.metrics import Comparison
@@ -294,3 +306,17 @@ def test_pixels_are_sampled_in_float32():
     result = quantized(loaded(Moved, image), "executorch", "fp16", backend="xnnpack")
     assert any("grid_sampler" in remark for remark in result.remarks)
     assert all(np.isfinite(values).all() for (values,) in outputs_of(result.graph, (image,), 4))
+
+
+@pytest.mark.parametrize("kind", ["program", "archive"])
+def test_a_graph_gets_casts_at_its_inputs(tmp_path, kind):
+    net = loaded(SmallNet).model
+    if kind == "program":
+        torch.export.save(torch.export.export(net, example_tensors((IMAGE,))), tmp_path / "net.pt2")
+        model = load_model(str(tmp_path / "net.pt2"), weights=None, inputs=(), name=None, seed=0)
+    else:
+        torch.jit.trace(net, example_tensors((IMAGE,))).save(tmp_path / "net.pt")
+        model = load_model(str(tmp_path / "net.pt"), weights=None, inputs=("1x3x16x16",), name=None, seed=0)
+    result = quantized(model, "onnx", "fp16", backend="ort")
+    stored = dict(lowered(result, model.inputs, tmp_path, "onnx", backend="ort").stored)
+    assert stored["float16"] > 0.9 * sum(stored.values())

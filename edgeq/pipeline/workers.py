@@ -14,7 +14,9 @@ import multiprocessing.forkserver
 import multiprocessing.util
 import os
 import signal
+import sys
 import tempfile
+import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -121,7 +121,7 @@ INTERRUPTS: list[int] = []  # the signals that are to end this run
 
 @contextlib.contextmanager
 def open_progress(*, quiet: bool, verbose: bool = False, quiet_s: float = 0.0) -> Iterator[Progress]:
-    """Yield progress bars or lines, depending on stderr; bars are wiped when the block ends, lines begin after `quiet_s`.
+    """Yield progress bars or lines, depending on stderr; bars are wiped at the end, lines begin after `quiet_s`.
 
     Output of the steps and of user code in the block goes to stderr.
     """

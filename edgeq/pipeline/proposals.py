@@ -55,7 +55,7 @@ def proposed_input(weights: str | None, side: int | None) -> str | None:
 
 
 def found_classes(source: str, weights: str | None) -> int | None:
-    """Return how many classes a checkpoint has; None where they are the published ones, or the source is the user's code.
+    """Return how many classes a checkpoint has; None where they are the published ones, or the source is a file.
 
     Args:
         source: a model of torchvision or timm, which is built with random weights to be compared.

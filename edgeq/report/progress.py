@@ -44,7 +44,7 @@ class _Lone:
 class Pace:
     """How fast a step goes, and how long its rest takes where that can be said.
 
-    It can be said after a tenth of the step and 5 s, while the last quarter of the time went about as fast as the whole.
+    It can be said after a tenth of the step and 5 s, while the last quarter of the time was about as fast as the whole.
     """
 
     _LEAST_SHARE, _LEAST_S, _STEADY = 0.1, 5.0, 1.5

@@ -192,7 +192,9 @@ def test_a_wrong_size_is_one_error_that_says_both_forms(tmp_path: Path, text: st
     path.write_text(f"resize = {text}")
     with pytest.raises(UsageError) as caught:
         load_preprocess(str(path))
-    assert caught.value.what.startswith(f"{path}: resize: give {side} or [height, width], with sides of 1 to 16384, got ")
+    assert caught.value.what.startswith(
+        f"{path}: resize: give {side} or [height, width], with sides of 1 to 16384, got "
+    )
 
 
 @pytest.mark.parametrize(

@@ -64,12 +64,15 @@ def test_a_release_that_is_shrunk_without_rules_is_told_which(tmp_path: Path) ->
     assert note.endswith("-keep class org.pytorch.executorch.** { *; } -keep class com.facebook.jni.** { *; }")
     rules = tmp_path / "app/rules/own.pro"
     rules.parent.mkdir()
-    rules.write_text("# -keep class org.pytorch.** { *; }\n-keep class com.facebook.** { *; }\n-keep class org.py** { *; }\n")
-    # the prefix org.py reaches org.pytorch, and a comment keeps nothing
+    rules.write_text("-keep class com.facebook.** { *; }\n-keep class org.py** { *; }\n")
     assert keep_rules_note(module, "executorch") is None
     assert "ai.onnxruntime" in (keep_rules_note(module, "onnx") or "")
-    rules.write_text("-keep class com.facebook.jni.** { *; }\n# -keep class org.pytorch.** { *; }\n-keep class org.Foo\n")
-    assert (keep_rules_note(module, "executorch") or "").endswith("rules.pro: -keep class org.pytorch.executorch.** { *; }")
+    # a comment keeps nothing
+    rules.write_text(
+        "-keep class com.facebook.jni.** { *; }\n# -keep class org.pytorch.** { *; }\n-keep class org.Foo\n"
+    )
+    note = keep_rules_note(module, "executorch") or ""
+    assert note.endswith("rules.pro: -keep class org.pytorch.executorch.** { *; }")
 
 
 @pytest.mark.parametrize(

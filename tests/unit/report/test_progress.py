@@ -83,7 +83,7 @@ def test_the_rest_is_estimated_once_enough_is_known_and_only_while_the_rate_hold
     slow = left_by_second([0.1] * 300, 128)
     assert slow[:129] == [None] * 129, "a tenth of the step"
     assert slow[150] == pytest.approx((128 - 15) / 0.1, rel=0.2)
-    # a machine that becomes busy: after 60 s at 1 a second a quarter of that rate; "68 s left" would be wrong for minutes
+    # a machine that becomes busy: a quarter of the pace after 60 s, when "68 s left" would be wrong for minutes
     busy = left_by_second([1.0] * 60 + [0.25] * 60, 128)
     assert busy[59] == pytest.approx(68, abs=4)
     assert busy[85] is None

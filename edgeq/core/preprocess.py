@@ -55,7 +55,7 @@ class Preprocess(BaseModel):
         sides = value if isinstance(value, (list, tuple)) else [value]
         are_sides = all(type(side) is int and 1 <= side <= _MOST_SIDE for side in sides)
         if value is None or (are_sides and len(sides) == (2 if sides is value else 1)):
-            return value
+            return tuple(sides) if sides is value else value  # a manifest is read strictly, and then no list is a tuple
         side = sides[0] if are_sides and sides else 224
         raise ValueError(f"give {side} or [height, width], with sides of 1 to {_MOST_SIDE}")
 

@@ -28,12 +28,12 @@ def howto(monkeypatch: pytest.MonkeyPatch):
 
 def test_an_app_has_the_page_s_code_and_one_runtime(howto, tmp_path: Path) -> None:
     howto["lay_out"](tmp_path)
-    files = {folder.name: sorted(path.name for path in folder.iterdir()) for folder in tmp_path.iterdir()}
+    files = {folder.name: sorted(path.name for path in folder.rglob("*.kt")) for folder in tmp_path.iterdir()}
     assert files == {
         name: sorted(["AssetSource.kt", "Classifier.kt", "MainActivity.kt", f"{name}.kt"])
         for name in ("ExecuTorch", "OnnxRuntime", "TorchLite")
     }
-    assert ".open(OnnxRuntime)" in (tmp_path / "OnnxRuntime/Classifier.kt").read_text()
+    assert ".open(OnnxRuntime)" in (tmp_path / "OnnxRuntime/page/Classifier.kt").read_text()
     pom = (ROOT / "android_demo/howto/pom.xml").read_text()
     assert sorted(re.findall(r"<dir>\$\{sources\}/(\w+)</dir>", pom)) == sorted(files), "each is compiled"
 

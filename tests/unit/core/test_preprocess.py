@@ -174,6 +174,12 @@ def test_presets_and_files(tmp_path: Path) -> None:
     assert (spec.color, spec.resize, spec.value_range) == ("gray", (32, 32), (-2.0, 2.0))
 
 
+@pytest.mark.parametrize("size", [None, 256, (256, 341)])
+def test_a_size_is_read_from_json_as_it_was_written(size: int | tuple[int, int] | None) -> None:
+    spec = Preprocess(resize=size)
+    assert Preprocess.model_validate_json(spec.model_dump_json(), strict=True) == spec
+
+
 @pytest.mark.parametrize(
     ("text", "side"),
     [

@@ -144,7 +144,7 @@ def _with_classes(
     if count is None:
         return found
     built = build(name, weights, seed, num_classes=count)
-    return dataclasses.replace(built, notes=(f"built with {count} classes, as the weights have",))
+    return dataclasses.replace(built, notes=(f"built with the {count} classes of the weights",))
 
 
 def _call(source: str, inputs: Sequence[str], examples: Any, module: Any) -> Call:

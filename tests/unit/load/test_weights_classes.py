@@ -35,7 +35,7 @@ def test_the_checkpoint_gives_the_number_of_classes(tmp_path: Path, name: str, p
     x = torch.randn(2, 3, 64, 64)
     assert torch.equal(found.model.eval()(x), trained(x))
     assert found.weights == "file"
-    assert found.notes == ("built with 5 classes, as the weights have",)
+    assert found.notes == ("built with the 5 classes of the weights",)
     assert found.remarks == ()  # it is no warning
 
 

@@ -1,3 +1,5 @@
+import org.jetbrains.kotlin.gradle.dsl.KotlinVersion
+
 plugins {
     alias(libs.plugins.kotlin.jvm)
     `maven-publish`
@@ -17,6 +19,12 @@ publishing {
 
 kotlin {
     jvmToolchain(17)
+    // a Kotlin compiler reads what is one version newer than it: an app may be at 2.0
+    coreLibrariesVersion = "2.1.21"
+    compilerOptions {
+        languageVersion = KotlinVersion.KOTLIN_2_1
+        apiVersion = KotlinVersion.KOTLIN_2_1
+    }
 }
 
 dependencies {

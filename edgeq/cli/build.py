@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import edgeq.report.json
     import edgeq.report.text
     from edgeq.config.project_file import ProjectRequest
-    from edgeq.core.results.model import ModelWork
+    from edgeq.core.results.model import ModelFacts
     from edgeq.core.results.report import ProjectReport
 
 
@@ -60,11 +60,11 @@ def build(
         whole = wanted.models
         if part is not None:
             wanted = dataclasses.replace(wanted, models=edgeq.pipeline.shards.of_shard(whole, part))
-        works = _check(wanted, run) if run.dry_run or wanted.errors else []
+        seen = _check(wanted, run) if run.dry_run or wanted.errors else []
     if run.dry_run:
         looked_at = [
-            (model, edgeq.pipeline.auto.default_choices(model, work))
-            for model, work in zip(wanted.models, works, strict=True)
+            (model, edgeq.pipeline.auto.default_choices(model, None if facts is None else facts.work), facts)
+            for model, facts in zip(wanted.models, seen, strict=True)
         ]
         if run.as_json:
             plans = [edgeq.pipeline.plan.plan_json(*one)["plan"] | {"name": one[0].name} for one in looked_at]
@@ -93,13 +93,13 @@ def build(
     raise typer.Exit(report.exit_code)
 
 
-def _check(wanted: ProjectRequest, run: RunParams) -> list[ModelWork | None]:
+def _check(wanted: ProjectRequest, run: RunParams) -> list[ModelFacts | None]:
     """Raise what the file and its models have wrong, of all models at once; with --dry-run, what running them shows.
 
     Returns:
-        What each model computes; with --dry-run.
+        What each model is; with --dry-run.
     """
-    works = []
+    seen = []
     outputs.check_dry_run(run)
     found = FoundErrors()
     codes = [one.exit_code for one in wanted.errors]
@@ -109,14 +109,14 @@ def _check(wanted: ProjectRequest, run: RunParams) -> list[ModelWork | None]:
             with found.of("", model=name):
                 try:
                     if run.dry_run:
-                        works.append(edgeq.pipeline.prepare.check_job(job, progress))
+                        seen.append(edgeq.pipeline.prepare.check_job(job, progress))
                     else:
                         edgeq.pipeline.preflight.preflight(job, builds_here=job.build.cluster is None)
                 except EdgeqError as err:
                     codes.append(err.exit_code)  # of this model's run, in which not all of its errors would be found
                     raise
     raise_findings([*wanted.errors, *of_all(found.errors, names)], min(codes, default=None))
-    return works
+    return seen
 
 
 def _build(wanted: ProjectRequest, *, is_part: bool, quiet: bool, verbose: bool) -> ProjectReport:

@@ -120,8 +120,8 @@ INTERRUPTS: list[int] = []  # the signals that are to end this run
 
 
 @contextlib.contextmanager
-def open_progress(*, quiet: bool, verbose: bool = False) -> Iterator[Progress]:
-    """Yield progress bars or lines, depending on stderr; bars are wiped when the block ends.
+def open_progress(*, quiet: bool, verbose: bool = False, quiet_s: float = 0.0) -> Iterator[Progress]:
+    """Yield progress bars or lines, depending on stderr; bars are wiped at the end, lines begin after `quiet_s`.
 
     Output of the steps and of user code in the block goes to stderr.
     """
@@ -132,7 +132,7 @@ def open_progress(*, quiet: bool, verbose: bool = False) -> Iterator[Progress]:
         if quiet:
             yield edgeq.report.progress.Interruptible(edgeq.report.progress.Quiet(), INTERRUPTS)
         else:
-            with edgeq.report.progress.shown_progress(note, lines=verbose) as progress:
+            with edgeq.report.progress.shown_progress(note, lines=verbose, quiet_s=quiet_s) as progress:
                 yield edgeq.report.progress.Interruptible(progress, INTERRUPTS)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import edgeq
-from edgeq.cli.console import say
+from edgeq.cli.console import open_progress, say
 from edgeq.cli.outputs import write_text
 from edgeq.core.config import PROJECT_FILE
 from edgeq.core.errors import UsageError
@@ -40,6 +40,8 @@ _CALIBRATION = ("calibration", "calib", "train")
 _EVALUATION = ("evaluation", "eval", "val", "validation", "test")
 
 _PLACES = ("", "data", "images", "dataset")
+
+_QUIET_S = 3.0  # a shorter run shows its result alone
 
 _NOT_A_NAME = re.compile(r"[^A-Za-z0-9._+-]+")
 
@@ -68,6 +70,7 @@ class Model:
 
     Attributes:
         weights: the value of --weights.
+        classes: how many the weights have, where they are not those of the published architecture.
         input: the proposed shape of its input.
         preprocessing: the proposed preprocessing.
     """
@@ -75,6 +78,7 @@ class Model:
     name: str
     source: str
     weights: str | None
+    classes: int | None
     input: str | None
     preprocessing: Preprocessing | None
 
@@ -107,21 +111,38 @@ def init(
     sources = [_source(text) for text in models]
     for source in sources:
         edgeq.pipeline.preflight.check_source(source)
-    found = look_around(Path())
-    proposals = edgeq.pipeline.proposals
-    side = None if found.calibration is None else proposals.image_side(Path(found.calibration))
     described = []
-    for name, source in zip(_names(sources), sources, strict=True):
-        preprocessing = proposals.proposed_preprocessing(source)
-        crop = preprocessing.spec.crop[0] if preprocessing is not None and preprocessing.spec.crop else None
-        shape = proposals.proposed_input(weights, crop or side) if _needs_inputs(source) else None
-        described.append(Model(name=name, source=source, weights=weights, input=shape, preprocessing=preprocessing))
+    with open_progress(quiet=False, quiet_s=_QUIET_S) as progress:
+        with progress.task("look for data, checkpoints and apps"):
+            found = look_around(Path())
+            proposals = edgeq.pipeline.proposals
+            side = None if found.calibration is None else proposals.image_side(Path(found.calibration))
+        for name, source in zip(_names(sources), sources, strict=True):
+            with progress.task(f"look for the preprocessing of {name}"):
+                preprocessing = proposals.proposed_preprocessing(source)
+            crop = preprocessing.spec.crop[0] if preprocessing is not None and preprocessing.spec.crop else None
+            with progress.task(f"read {weights or 'what is known of the inputs'}"):
+                shape = proposals.proposed_input(weights, crop or side) if _needs_inputs(source) else None
+                classes = proposals.found_classes(source, weights)
+            described.append(
+                Model(
+                    name=name,
+                    source=source,
+                    weights=weights,
+                    classes=classes,
+                    input=shape,
+                    preprocessing=preprocessing,
+                )
+            )
     written = [output]
     for model in described:
         if model.preprocessing is not None and not model.preprocessing.preset:
             written.append(_preprocess_file(output, model.name))
             write_text(written[-1], _preprocess_text(model.preprocessing))
     write_text(output, project_text(described, found, output))
+    for model in described:
+        if model.classes is not None:
+            say(f"{model.name}: {model.classes} classes, as {model.weights} has")
     say(f"written: {', '.join(map(str, written))}; next: edgeq build --dry-run, then edgeq build")
 
 
@@ -212,7 +233,8 @@ def _model(model: Model, found: Found, output: Path) -> list[str]:
         'version = "1"',
     ]
     if model.weights is not None:
-        lines.append(f"weights = {json.dumps(model.weights)}")
+        classes = "" if model.classes is None else f"  # {model.classes} classes"
+        lines.append(f"weights = {json.dumps(model.weights)}{classes}")
     elif model.source.startswith(_ARCHITECTURES):
         such = json.dumps(_likely_weights(model, found) or "weights.safetensors")
         lines.append(f"# weights = {such}  # without weights they are random, and the bundle cannot be installed")

@@ -41,15 +41,15 @@ def package(options: Annotated[dict[str, Any], ConfigOptions(without=("build.clu
             apps = edgeq.pipeline.plan.match_apps(job)
         with open_progress(quiet=run.quiet, verbose=run.verbose) as progress:
             if run.dry_run:
-                work = edgeq.pipeline.prepare.check_job(job, progress)
+                facts = edgeq.pipeline.prepare.check_job(job, progress)
             else:
                 report = edgeq.pipeline.package.package(job, progress)
     if run.dry_run:
-        defaults = edgeq.pipeline.auto.default_choices(job, work)
+        defaults = edgeq.pipeline.auto.default_choices(job, None if facts is None else facts.work)
         if run.as_json:
-            say_json(edgeq.pipeline.plan.plan_json(job, defaults))
+            say_json(edgeq.pipeline.plan.plan_json(job, defaults, facts))
         else:
-            say(edgeq.pipeline.plan.plan_text(job, defaults, edgeq.report.text.terminal_width()))
+            say(edgeq.pipeline.plan.plan_text(job, defaults, facts, edgeq.report.text.terminal_width()))
         return
     installed, problem = install_rows(report, apps)
     whole = dataclasses.replace(edgeq.core.results.report.of_one(report), not_installed=problem)

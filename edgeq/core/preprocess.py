@@ -11,13 +11,15 @@ import inspect
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from edgeq.core.arrays import NDArray, np
 from edgeq.core.errors import UsageError, nearest
 from edgeq.core.schema import explain, read_toml
 
-Side = Annotated[int, Field(ge=1, le=16384)]
+_MOST_SIDE = 16384
+
+Side = Annotated[int, Field(ge=1, le=_MOST_SIDE)]
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -45,6 +47,17 @@ class Preprocess(BaseModel):
         exclude_if=lambda dtype: dtype == "float32",  # older apps refuse this key, so the default is not written
         description="dtype of the model's input; uint8: the pixels, rounded half up, with scale 1, mean 0, std 1",
     )
+
+    @field_validator("resize", mode="before")
+    @classmethod
+    def _check_resize(cls, value: object) -> object:
+        """Refuse a wrong value once, and not once for each form that it can have."""
+        sides = value if isinstance(value, (list, tuple)) else [value]
+        are_sides = all(type(side) is int and 1 <= side <= _MOST_SIDE for side in sides)
+        if value is None or (are_sides and len(sides) == (2 if sides is value else 1)):
+            return tuple(sides) if sides is value else value  # a manifest is read strictly, and then no list is a tuple
+        side = sides[0] if are_sides and sides else 224
+        raise ValueError(f"give {side} or [height, width], with sides of 1 to {_MOST_SIDE}")
 
     def model_post_init(self, _context: object) -> None:
         """Check conditions that involve several fields."""

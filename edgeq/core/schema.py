@@ -98,7 +98,7 @@ def _explained(first: Any, origin: str, model: type[BaseModel], place: str | Non
         return UsageError(
             f"{place}: unknown value {_shown(first['input'])}.{hint}", f"use one of: {', '.join(allowed)}"
         )
-    message = "Input should be a table" if first["type"] == "model_type" else first["msg"]
+    message = "Input should be a table" if first["type"] == "model_type" else first["msg"].removeprefix("Value error, ")
     came = "" if first["type"] == "missing" else f", got {_shown(first['input'])}"
     return UsageError(f"{place}: {message}{came}", "fix this value and run again")
 

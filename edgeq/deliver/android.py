@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,3 +115,45 @@ def no_compress_note(module: GradleModule, artifact: str) -> str | None:
         return None
     line = f'androidResources {{ noCompress += "{suffix}" }}'
     return f"{module.build.relative_to(module.root)} compresses .{suffix} files; add to its android block: {line}"
+
+
+# the classes of each runtime that its native library finds by name
+_FOUND_BY_NAME: Mapping[str, tuple[str, ...]] = {
+    "executorch": ("org.pytorch.executorch", "com.facebook.jni"),
+    "torchscript": ("org.pytorch", "com.facebook.jni"),
+    "onnx": ("ai.onnxruntime",),
+}
+
+
+def keep_rules_note(module: GradleModule, runtime: str) -> str | None:
+    """Return the rules to add for R8; None where a release is not shrunk, or its rules keep the runtime's classes.
+
+    Without them the release build alone fails on the phone, in which these classes have other names or are gone.
+
+    Args:
+        module: of the app.
+        runtime: the bundle's.
+    """
+    shrinks = re.search(r"\b(?:isMinifyEnabled|minifyEnabled)\b[\s=(]*true\b", module.text)
+    if module.build is None or shrinks is None:
+        return None
+    files = [
+        module.folder / name
+        for line in re.findall(r"\bproguardFiles?\b([^\n]*(?:\n\s*[^\n{}]*?[\"'][^\n]*)*)", module.text)
+        for name in re.findall(r"[\"']([^\"']+)[\"']", line)
+    ]
+    rules = "\n".join(path.read_text(encoding="utf-8", errors="replace") for path in files if path.is_file())
+    kept = re.findall(r"^\s*-keep(?:,\w+)*\s+(?:public\s+)?(?:class|interface|enum)\s+([\w.*]+)", rules, re.MULTILINE)
+    missing = [
+        package
+        for package in _FOUND_BY_NAME[runtime]
+        if not any(name.endswith("**") and f"{package}.".startswith(name.rstrip("*")) for name in kept)
+    ]
+    if not missing:
+        return None
+    build = module.build.relative_to(module.root)
+    lines = " ".join(f"-keep class {package}.** {{ *; }}" for package in missing)
+    return (
+        f"{build} shrinks the release (isMinifyEnabled), and no rule keeps the classes that {runtime}'s native library "
+        f"finds by name; add to the module's proguard-rules.pro: {lines}"
+    )

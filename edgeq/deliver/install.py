@@ -13,7 +13,7 @@ from edgeq.core.errors import EdgeqError, IntegrityError, UsageError, Verificati
 from edgeq.core.files import disk_errors, lock_dir, recover_dir, refuse_links, remove_dir, staged_dir
 from edgeq.core.manifest import MANIFEST_NAME, REPORT_NAMES, Bundle, Manifest, contract_change
 from edgeq.core.targets import TargetProfile
-from edgeq.deliver.android import ABIS, Growth, growth_by_abi, no_compress_note
+from edgeq.deliver.android import ABIS, Growth, growth_by_abi, keep_rules_note, no_compress_note
 from edgeq.deliver.gradle import (
     BUILD,
     MAIN,
@@ -131,7 +131,7 @@ def install(
     unknown = check_runtime(module, runtime.name, runtime.oldest_in_field, is_mobile=is_mobile)
     growth = growth_by_abi(target.arch, runtime.name, _size_bytes(bundle), aar)
     placed = _placed(bundle, models, app=named, replace=replace)
-    notes = (unknown, no_compress_note(module, bundle.artifact.name))
+    notes = (unknown, no_compress_note(module, bundle.artifact.name), keep_rules_note(module, runtime.name))
     return dataclasses.replace(placed, growth=growth, notes=tuple(note for note in notes if note))
 
 

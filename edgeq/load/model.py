@@ -53,6 +53,7 @@ class _Source:
     example_inputs: Any
     preprocess: Preprocess | None = None
     remarks: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def load_model(
@@ -126,6 +127,7 @@ def load_model(
         fp32_bytes=_fp32_bytes(_tensors(module).values()),
         source_sha256=sha256,
         remarks=remarks,
+        notes=found.notes,
         preprocess=found.preprocess,
         output_names=output_names,
     )
@@ -141,9 +143,8 @@ def _with_classes(
     count = class_count(found.module, weights, trusted=trusted)
     if count is None:
         return found
-    remark = f"{name} is built with {count} classes, as the weights have"
     built = build(name, weights, seed, num_classes=count)
-    return dataclasses.replace(built, remarks=(*built.remarks, remark))
+    return dataclasses.replace(built, notes=(f"built with the {count} classes of the weights",))
 
 
 def _call(source: str, inputs: Sequence[str], examples: Any, module: Any) -> Call:

@@ -13,6 +13,7 @@ from edgeq.config.resolve import with_demo_data
 from edgeq.core.config import LOCAL, Job, Progress
 from edgeq.core.errors import EdgeqError, UsageError
 from edgeq.core.results.artifact import Inputs
+from edgeq.core.results.model import ModelFacts
 from edgeq.core.results.report import DataFacts, ModelError, PackageResult
 from edgeq.core.schemes import (
     AUTO,
@@ -353,7 +354,7 @@ _Steps = list[tuple[str, str]]
 Defaults = Mapping[str, tuple[SchemeName, str]]
 
 
-def plan_json(job: Job, defaults: Defaults) -> dict[str, Any]:
+def plan_json(job: Job, defaults: Defaults, facts: ModelFacts | None = None) -> dict[str, Any]:
     """Return the plan for machines: a list of steps for the run, and one for each target and scheme."""
     job = _with_own_data(job)
     targets: list[dict[str, Any]] = [
@@ -378,28 +379,35 @@ def plan_json(job: Job, defaults: Defaults) -> dict[str, Any]:
         "plan": {
             "source": job.source,
             "out": str(job.out),
-            "steps": _steps_json(_shared(job)),
+            "steps": _steps_json(_shared(job, facts)),
             "targets": targets,
         },
     }
 
 
-def plan_text(job: Job, defaults: Defaults, width: int | None = None) -> str:
-    """Return the plan for people; its lines are wrapped at `width` columns where that is given."""
+def plan_text(job: Job, defaults: Defaults, facts: ModelFacts | None = None, width: int | None = None) -> str:
+    """Return the plan for people.
+
+    Args:
+        job: what is planned.
+        defaults: the default schemes for the model.
+        facts: of the model, where it was loaded.
+        width: where its lines are wrapped; None to wrap none.
+    """
     job = _with_own_data(job)
-    lines = [f"plan for {job.source}; nothing is written", *_lines(_shared(job), width)]
+    lines = [f"plan for {job.source}; nothing is written", *_lines(_shared(job, facts), width)]
     for _, name, scheme, steps in _all_planned(job, defaults):
         lines += ["", f"{name}, {scheme}", *_lines(steps, width)]
     return "\n".join(lines)
 
 
-def plans_text(looked_at: Sequence[tuple[Job, Defaults]], width: int) -> str:
+def plans_text(looked_at: Sequence[tuple[Job, Defaults, ModelFacts | None]], width: int) -> str:
     """Return the plans of several models for people: what is the same is said once, what differs is a table.
 
     The steps of all bundles are compared part by part, a part being what stands between two commas.
 
     Args:
-        looked_at: the models, and the default schemes of each.
+        looked_at: the models, the default schemes of each, and what loading it showed.
         width: columns of the terminal.
     """
     # the parts of each step: those that a model's entry decides, by bundle, and the others, by what is built for it
@@ -407,12 +415,13 @@ def plans_text(looked_at: Sequence[tuple[Job, Defaults]], width: int) -> str:
     built: dict[tuple[str, str, str], dict[str, list[str]]] = {}
     bundle_of: dict[tuple[str, str, str], tuple[str, str, str]] = {}
     names: dict[str, None] = {}
-    for given, defaults in looked_at:
+    for given, defaults, facts in looked_at:
         job = _with_own_data(given)
         model, place, limits = job.name or job.source, str(job.out / "MODEL" / "TARGET"), _limits(job)
         for bundle, target, scheme, own in _all_planned(job, defaults):
             entry = entries.setdefault((model, *bundle), {"check": limits})
-            for name, text in _shared(job):
+            shared = [step for step in _shared(job, facts) if step[0] != _SHAPES]  # --verbose has them
+            for name, text in shared:
                 entry[name] = [part for part in text.split(", ") if part != f"name {model}"]
             bundle_of[model, target, scheme] = (model, *bundle)
             steps = built.setdefault((model, target, scheme), {})
@@ -420,7 +429,7 @@ def plans_text(looked_at: Sequence[tuple[Job, Defaults]], width: int) -> str:
                 parts = (place if name == "bundle" else text).split(", ")
                 unsaid = [part for part in parts if name != "check" or part not in (*limits, _NO_GATES)]
                 steps.setdefault(name, []).extend(unsaid)
-            names |= dict.fromkeys(name for name, _ in (*_shared(job), *own))
+            names |= dict.fromkeys(name for name, _ in (*shared, *own))
     for_all = {
         name: [*_take_common([*entries.values()], name), *_take_common([*built.values()], name)] for name in names
     }
@@ -542,7 +551,10 @@ _FINDINGS = {
 _NO_GATES = "compatibility only"
 
 
-def _shared(job: Job) -> _Steps:
+_SHAPES = "shapes"
+
+
+def _shared(job: Job, facts: ModelFacts | None) -> _Steps:
     data = job.data
     load = [
         job.source,
@@ -553,6 +565,7 @@ def _shared(job: Job) -> _Steps:
         f"state {' '.join(job.state)}" if job.state else "",
         f"pixels as {job.input_dtype}, normalised by the artifact" if job.input_dtype else "",
         f"seed {job.seed}",
+        *(() if facts is None else facts.notes),
     ]
     samples = [
         f"calibration {data.calibration}" if data.calibration else "",
@@ -564,7 +577,16 @@ def _shared(job: Job) -> _Steps:
     ]
     shared = ", ".join(url for url in job.build.cache if url != LOCAL)
     cache = _joined(["used", f"shared at {shared}" if shared else ""]) if job.cache else "not used"
-    return [("load", _joined(load)), ("data", _joined(samples)), ("cache", cache)]
+    shapes = [] if facts is None else [(_SHAPES, _inputs_to_outputs(facts))]
+    return [("load", _joined(load)), *shapes, ("data", _joined(samples)), ("cache", cache)]
+
+
+def _inputs_to_outputs(facts: ModelFacts) -> str:
+    inputs, outputs = (
+        " and ".join(f"{one.name} {one.dtype} {one.shape_text()[1:-1].replace(', ', 'x')}" for one in specs)
+        for specs in (facts.inputs, facts.outputs)
+    )
+    return f"{inputs} -> {outputs}" if outputs else inputs
 
 
 def _own(job: Job, target: TargetProfile, scheme: str, defaults: Defaults) -> _Steps:

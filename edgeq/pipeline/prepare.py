@@ -15,7 +15,7 @@ from edgeq.core.manifest import check_slug
 from edgeq.core.marks import is_built_in_metric
 from edgeq.core.preprocess import Preprocess, load_preprocess
 from edgeq.core.results.artifact import Inputs
-from edgeq.core.results.model import LoadedModel, LoweredModel, ModelWork, TensorSpec
+from edgeq.core.results.model import LoadedModel, LoweredModel, ModelFacts, ModelWork, TensorSpec
 from edgeq.core.results.report import DataFacts
 from edgeq.core.samples import (
     NO_SAMPLES,
@@ -312,8 +312,10 @@ def _loaded(
 
     Of an artifact that came the last two are not known.
     """
-    with progress.task(f"load {job.source}"):
+    with progress.task(f"load {job.source}") as task:
         model = load_job_model(job, downloads=downloads)
+        for note in model.notes:
+            task.note(note)
         if model.kind in _ARTIFACTS:
             model = describe(model)
         # refuse a name that no bundle can have, and the one that has a meaning of its own in the output folder
@@ -592,14 +594,14 @@ def _wanted(job: Job, schemes: Collection[str]) -> list[_Wanted]:
 _OF_THE_MODEL = frozenset({"model", "weights", "inputs", "targets"})
 
 
-def check_job(job: Job, progress: Progress) -> ModelWork | None:
+def check_job(job: Job, progress: Progress) -> ModelFacts | None:
     """Check a job as a run would before it downloads, calibrates or lowers anything; write nothing.
 
     This loads torch and runs the user's code: the model's factory, and one inference. Where a cluster builds, only
     names and files are checked.
 
     Returns:
-        What the model computes; None where that was not seen.
+        What the model is; None where it was not loaded.
 
     Raises:
         Findings: several errors, each with the option that it is about.
@@ -616,19 +618,19 @@ def check_job(job: Job, progress: Progress) -> ModelWork | None:
     for refused in refused_targets(job).values():
         found.errors.append(refused.about(key="targets"))
     known, ended = {error.key for error in found.errors}, found.exit_code
-    work: ModelWork | None = None
+    facts: ModelFacts | None = None
     if builds_here and not known & _OF_THE_MODEL:
         again = FoundErrors()
         with again.of(""):
-            work = _check_inputs(with_demo_data(job), progress)
+            facts = _check_inputs(with_demo_data(job), progress)
         # what a file's name has shown already is not said again in the words of its reader
         found.errors += [error for error in again.errors if error.key not in known]
     # a run ends before it loads the model if names or files are wrong: the exit code is then theirs
     raise_findings(found.errors, ended)
-    return work
+    return facts
 
 
-def _check_inputs(job: Job, progress: Progress) -> ModelWork | None:
+def _check_inputs(job: Job, progress: Progress) -> ModelFacts:
     """Load the model, run it once, and read a sample of each file or folder of data, as `prepare` does.
 
     Nothing is downloaded, functions that make data are imported and not called, and a ready-made artifact is not run.
@@ -655,4 +657,5 @@ def _check_inputs(job: Job, progress: Progress) -> ModelWork | None:
                         if role == "evaluation":
                             _score_one(data, metric, model, n_classes)
     found.raise_all()
-    return file_work(model.model, model.inputs) if model.kind == "onnx" else work
+    work = file_work(model.model, model.inputs) if model.kind == "onnx" else work
+    return ModelFacts(inputs=model.inputs, outputs=outputs, work=work, notes=model.notes)

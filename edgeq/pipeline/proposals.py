@@ -15,7 +15,7 @@ from edgeq.core.marks import file_part
 from edgeq.core.preprocess import PRESETS, Preprocess
 from edgeq.core.sources import HUGGING_FACE, TIMM
 from edgeq.load.images import EXTENSIONS
-from edgeq.load.weights import input_axes
+from edgeq.load.weights import class_count, input_axes
 
 _USUAL_SIDE = 224
 
@@ -52,6 +52,32 @@ def proposed_input(weights: str | None, side: int | None) -> str | None:
     except EdgeqError:  # `edgeq build` has the whole message
         return None
     return None if axes is None else "x".join(str(axis or side or _USUAL_SIDE) for axis in (1, *axes))
+
+
+def found_classes(source: str, weights: str | None) -> int | None:
+    """Return how many classes a checkpoint has; None where they are the published ones, or the source is a file.
+
+    Args:
+        source: a model of torchvision or timm, which is built with random weights to be compared.
+        weights: a checkpoint, as for `--weights`.
+    """
+    library, _, name = source.partition(":")
+    is_there = library in ("torchvision", "timm") and importlib.util.find_spec(library) is not None
+    if weights is None or not is_there or not Path(weights.partition("#")[0]).is_file():
+        return None
+    module: Any
+    if library == "timm":
+        import timm
+
+        module = timm.create_model(name) if timm.is_model(name) else None
+    else:
+        import torchvision
+
+        module = torchvision.models.get_model(name) if name in torchvision.models.list_models() else None
+    try:
+        return None if module is None else class_count(module, weights)
+    except EdgeqError:  # `edgeq build` has the whole message
+        return None
 
 
 def image_side(folder: Path) -> int | None:

@@ -14,7 +14,9 @@ import multiprocessing.forkserver
 import multiprocessing.util
 import os
 import signal
+import sys
 import tempfile
+import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -291,6 +293,10 @@ def report_outcome(pipe: Connection, threads: int, work: Path, make: Callable[[P
     import torch
 
     torch.set_num_threads(threads)
+    tqdm = sys.modules.get("tqdm")  # torch.fx has it
+    if tqdm is not None:
+        # its own lock is a semaphore of the system, which a worker that is ended would leave behind
+        tqdm.tqdm.set_lock(threading.RLock())
     pipe.send(("done", outcome_of(work, lambda: make(Remote(pipe)))))
 
 

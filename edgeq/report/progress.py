@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import os
 import sys
@@ -40,6 +41,38 @@ class _Lone:
         yield
 
 
+class Pace:
+    """How fast a step goes, and how long its rest takes where that can be said.
+
+    It can be said after a tenth of the step and 5 s, while the last quarter of the time was about as fast as the whole.
+    """
+
+    _LEAST_SHARE, _LEAST_S, _STEADY = 0.1, 5.0, 1.5
+
+    def __init__(self, total: int | None, now: float) -> None:
+        self.done = 0
+        self.total = total
+        self._start = now
+        self._marks = [(now, 0)]  # time and steps done, at most one in 0.5 s
+
+    def advance(self, steps: int, now: float) -> None:
+        """Count steps that are done."""
+        self.done += steps
+        if now - self._marks[-1][0] >= 0.5:
+            self._marks.append((now, self.done))
+
+    def left_s(self, now: float) -> float | None:
+        """Return the seconds that the rest takes; None where nothing supports a figure."""
+        took_s = now - self._start
+        if not self.total or took_s < self._LEAST_S or self.done < max(2, self._LEAST_SHARE * self.total):
+            return None
+        at, before = self._marks[bisect.bisect(self._marks, (now - took_s / 4, self.done)) - 1]
+        whole, recent = self.done / took_s, (self.done - before) / (now - at)
+        if max(whole, recent) > self._STEADY * min(whole, recent):
+            return None
+        return max(0, self.total - self.done) / ((whole + recent) / 2)
+
+
 class Quiet(_Lone):
     """Shows nothing."""
 
@@ -57,10 +90,19 @@ _NOTEBOOK_BEAT_S = 1.0
 class Lines(_Lone):
     """Writes a line when a step starts, with the seconds since the run began, and one every 15 s of a long step."""
 
-    def __init__(self, write: Callable[[str], None], beat_s: float = _BEAT_S) -> None:
-        """Write by `write`; a thread says every `beat_s` seconds what is under way, until `close`."""
+    def __init__(self, write: Callable[[str], None], beat_s: float = _BEAT_S, quiet_s: float = 0.0) -> None:
+        """Write by `write`; a thread says every `beat_s` seconds what is under way, until `close`.
+
+        Args:
+            write: prints a line.
+            beat_s: seconds between two lines of a long step.
+            quiet_s: nothing is written in the first seconds, so that a short run shows nothing.
+        """
         self._start = time.monotonic()
         self._write = write
+        self._quiet_s = quiet_s
+        self._is_quiet = quiet_s > 0
+        self._changing = threading.Lock()  # of what is open, and whether it is said
         self._open: list[_LineTask] = []
         self._closed = threading.Event()
         self._beat_s = beat_s
@@ -71,13 +113,16 @@ class Lines(_Lone):
         """Write the step's line."""
         if not self._thread.is_alive() and not self._closed.is_set():
             self._thread.start()
-        self.say(description)
         task = _LineTask(self, description, total, unit)
-        self._open.append(task)
+        with self._changing:
+            self._open.append(task)
+            if not self._is_quiet:
+                self.say(description)
         try:
             yield task
         finally:
-            self._open.remove(task)
+            with self._changing:
+                self._open.remove(task)
 
     def say(self, text: str) -> None:
         """Write a line with the seconds since the run began."""
@@ -90,6 +135,11 @@ class Lines(_Lone):
             self._thread.join()
 
     def _beat(self) -> None:
+        if self._is_quiet and not self._closed.wait(self._quiet_s):
+            with self._changing:
+                self._is_quiet = False
+                for task in self._open:
+                    self.say(task.description)
         while not self._closed.wait(self._beat_s):
             for task in tuple(self._open)[-1:]:  # the innermost: what it is a part of waits for it
                 if time.monotonic() - task.start >= self._beat_s:
@@ -103,23 +153,23 @@ class _LineTask:
         self.description = description
         self.start = time.monotonic()
         self._lines = lines
-        self._total = total
         self._unit = unit
-        self._done = 0
+        self._pace = Pace(total, self.start)
 
     def advance(self, steps: int = 1) -> None:
-        self._done += steps
+        self._pace.advance(steps, time.monotonic())
 
     def note(self, text: str) -> None:
         self._lines.say(f"  {text}")
 
     def state(self) -> str:
         """Return how far the step is, and how long it will take."""
-        took_s = time.monotonic() - self.start
-        if not self._total or not self._done:
-            return f"under way for {took_s:.0f} s"
-        left_s = took_s / self._done * max(0, self._total - self._done)
-        return f"{self._done} of {self._total} {self._unit}, about {format_seconds(left_s)} left"
+        now, pace = time.monotonic(), self._pace
+        if not pace.total or not pace.done:
+            return f"under way for {now - self.start:.0f} s"
+        left_s = pace.left_s(now)
+        left = "" if left_s is None else f", about {format_seconds(left_s)} left"
+        return f"{pace.done} of {pace.total} {self._unit}{left}"
 
 
 def format_seconds(seconds: float) -> str:
@@ -203,21 +253,21 @@ class Budgeted:
 
 
 class _Bar:
-    def __init__(self, bars: RichProgress, task_id: TaskID, description: str, total: int | None, unit: str) -> None:
+    def __init__(self, bars: RichProgress, task_id: TaskID, description: str, unit: str, pace: Pace) -> None:
         self._bars = bars
         self._task_id = task_id
-        self._total = total
         self._unit = unit
-        self._done = 0
+        self._pace = pace
         self._description = description
 
     def note(self, text: str) -> None:
         self._bars.update(self._task_id, description=f"{self._description}: {text}")
 
     def advance(self, steps: int = 1) -> None:
-        self._done += steps
-        count = f"{self._done} {self._unit}" if self._total is None else f"{self._done}/{self._total} {self._unit}"
-        self._bars.update(self._task_id, completed=self._done, count=count)
+        self._pace.advance(steps, time.monotonic())
+        done, total = self._pace.done, self._pace.total
+        count = f"{done} {self._unit}" if total is None else f"{done}/{total} {self._unit}"
+        self._bars.update(self._task_id, completed=done, count=count)
 
 
 class Bars(_Lone):
@@ -229,15 +279,16 @@ class Bars(_Lone):
     @contextlib.contextmanager
     def task(self, description: str, total: int | None = None, unit: str = SAMPLES) -> Iterator[Task]:
         """Draw a bar; it pulses if `total` is None."""
-        task_id = self._bars.add_task(description, total=total, count="")
+        pace = Pace(total, time.monotonic())
+        task_id = self._bars.add_task(description, total=total, count="", pace=pace)
         try:
-            yield _Bar(self._bars, task_id, description, total, unit)
+            yield _Bar(self._bars, task_id, description, unit, pace)
         finally:
             self._bars.remove_task(task_id)
 
 
 @contextlib.contextmanager
-def shown_progress(write: Callable[[str], None], *, lines: bool = False) -> Iterator[Progress]:
+def shown_progress(write: Callable[[str], None], *, lines: bool = False, quiet_s: float = 0.0) -> Iterator[Progress]:
     """Yield bars where stderr is a terminal, in a notebook's cell one line that changes, else lines.
 
     Bars are wiped when the block ends.
@@ -245,6 +296,7 @@ def shown_progress(write: Callable[[str], None], *, lines: bool = False) -> Iter
     Args:
         write: prints a line.
         lines: whether to print lines on a terminal too.
+        quiet_s: lines begin after that many seconds.
     """
     line = _notebook_line()
     if line is not None:
@@ -256,7 +308,7 @@ def shown_progress(write: Callable[[str], None], *, lines: bool = False) -> Iter
             line(f"took {format_seconds(time.monotonic() - start)}")
         return
     if lines or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
-        with contextlib.closing(Lines(write)) as shown:
+        with contextlib.closing(Lines(write, quiet_s=quiet_s)) as shown:
             yield shown
         return
     with _rich_bars() as bars:
@@ -288,7 +340,7 @@ def _rich_bars() -> RichProgress:
 
         def render(self, task: RichTask) -> Text:
             """Return both."""
-            left_s = task.time_remaining
+            left_s = task.fields["pace"].left_s(time.monotonic())
             left = "" if left_s is None or task.finished else f", {_clock(left_s)} left"
             return Text(f"{_clock(task.elapsed or 0)}{left}")
 

@@ -92,11 +92,12 @@ def test_a_kill_leaves_every_bundle_whole(several: Project, number: signal.Signa
     children = descendants(process.pid)
     assert len(children) >= 3  # the process that workers are forked from, and workers
     os.kill(process.pid, number)
-    process.communicate(timeout=300)
+    _, err = process.communicate(timeout=300)
     assert wait_until_dead(children) == set()
     assert digests(several) == {}
     if number == signal.SIGINT:
         assert process.returncode == 130
+        assert err.splitlines()[-2:] == ["error: interrupted", "  fix: run the same command again"], err
         assert not several.out.exists()
     result = finish(start("build", "good", "large"))
     assert result.code == 4

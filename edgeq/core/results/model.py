@@ -319,6 +319,7 @@ class LoadedModel:
         fp32_bytes: bytes of parameters and buffers at four bytes an element; 0 where unknown.
         source_sha256: hash of what the user named (the file, or the state dict as loaded).
         remarks: what people must know of how it was loaded, and fails nothing.
+        notes: what was found out about it, as it should be.
         preprocess: of its images, an `edgeq.core.preprocess.Preprocess`, where the source says it.
         output_names: of its outputs, where forward names them; () for `output0` and so on.
     """
@@ -331,8 +332,25 @@ class LoadedModel:
     fp32_bytes: int
     source_sha256: str
     remarks: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     preprocess: Any = None
     output_names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """What loading a model and running it once has shown, for `--dry-run`.
+
+    Attributes:
+        outputs: () for an artifact, which is not run.
+        work: None where it was not seen.
+        notes: those of the loaded model.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    work: ModelWork | None
+    notes: tuple[str, ...]
 
 
 # a file beside the artifact, with its role

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from PIL import Image
 
 from edgeq.cli.init import init
@@ -179,3 +180,16 @@ def test_weights_are_those_of_one_model_and_exist(folder):
         init(["digits", "digits"], OUTPUT, weights="a.pt", force=False)
     with pytest.raises(UsageError, match=r"no such file: a\.pt"):
         init(["digits"], OUTPUT, weights="a.pt", force=False)
+
+
+def test_the_number_of_classes_is_shown_where_the_checkpoint_has_its_own(folder, capfd):
+    tuned = torchvision.models.get_model("squeezenet1_1", weights=None, num_classes=5)
+    torch.save(tuned.state_dict(), "best.pth")
+    init(["torchvision:squeezenet1_1"], OUTPUT, weights="best.pth", force=False)
+    assert 'weights = "best.pth"  # 5 classes\n' in OUTPUT.read_text()
+    assert "squeezenet1_1: 5 classes, as best.pth has\n" in capfd.readouterr().out
+    (model,) = read_models(OUTPUT, ()).models
+    assert model.weights == "best.pth"
+    torch.save(torchvision.models.get_model("squeezenet1_1", weights=None).state_dict(), "plain.pth")
+    init(["torchvision:squeezenet1_1"], OUTPUT, weights="plain.pth", force=True)
+    assert 'weights = "plain.pth"\n' in OUTPUT.read_text()

@@ -174,6 +174,35 @@ def test_presets_and_files(tmp_path: Path) -> None:
     assert (spec.color, spec.resize, spec.value_range) == ("gray", (32, 32), (-2.0, 2.0))
 
 
+@pytest.mark.parametrize("size", [None, 256, (256, 341)])
+def test_a_size_is_read_from_json_as_it_was_written(size: int | tuple[int, int] | None) -> None:
+    spec = Preprocess(resize=size)
+    assert Preprocess.model_validate_json(spec.model_dump_json(), strict=True) == spec
+
+
+@pytest.mark.parametrize(
+    ("text", "side"),
+    [
+        ("[110]", "110"),
+        ("[110, 110, 110]", "110"),
+        ("[]", "224"),
+        ('"110"', "224"),
+        ("true", "224"),
+        ("[0, 5]", "224"),
+        ("16385", "224"),
+        ("1.5", "224"),
+    ],
+)
+def test_a_wrong_size_is_one_error_that_says_both_forms(tmp_path: Path, text: str, side: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(f"resize = {text}")
+    with pytest.raises(UsageError) as caught:
+        load_preprocess(str(path))
+    assert caught.value.what.startswith(
+        f"{path}: resize: give {side} or [height, width], with sides of 1 to 16384, got "
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeq.deliver.android import no_compress_note
+from edgeq.deliver.android import keep_rules_note, no_compress_note
 from edgeq.deliver.gradle import GradleModule, find_module
 
 
@@ -44,3 +44,48 @@ def test_the_demo_keeps_both_runtimes_artifacts() -> None:
     demo = find_module(Path(__file__).parents[3] / "android_demo")
     assert no_compress_note(demo, "model.pte") is None
     assert no_compress_note(demo, "model.ptl") is None
+
+
+SHRUNK = """android { buildTypes { release {
+    isMinifyEnabled = true
+    proguardFiles(
+        getDefaultProguardFile("proguard-android-optimize.txt"),
+        "rules/own.pro",
+    )
+} } }
+"""
+
+
+def test_a_release_that_is_shrunk_without_rules_is_told_which(tmp_path: Path) -> None:
+    module = project(tmp_path, SHRUNK)
+    note = keep_rules_note(module, "executorch")
+    assert note is not None
+    assert note.startswith("app/build.gradle.kts shrinks the release (isMinifyEnabled)")
+    assert note.endswith("-keep class org.pytorch.executorch.** { *; } -keep class com.facebook.jni.** { *; }")
+    rules = tmp_path / "app/rules/own.pro"
+    rules.parent.mkdir()
+    rules.write_text("-keep class com.facebook.** { *; }\n-keep class org.py** { *; }\n")
+    assert keep_rules_note(module, "executorch") is None
+    assert "ai.onnxruntime" in (keep_rules_note(module, "onnx") or "")
+    # a comment keeps nothing
+    rules.write_text(
+        "-keep class com.facebook.jni.** { *; }\n# -keep class org.pytorch.** { *; }\n-keep class org.Foo\n"
+    )
+    note = keep_rules_note(module, "executorch") or ""
+    assert note.endswith("rules.pro: -keep class org.pytorch.executorch.** { *; }")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "android { buildTypes { release { isMinifyEnabled = false } } }", "// isMinifyEnabled = true"]
+)
+def test_a_release_that_is_not_shrunk_needs_no_rules(tmp_path: Path, text: str) -> None:
+    assert keep_rules_note(project(tmp_path, text), "executorch") is None
+
+
+def test_groovy_and_the_demo_s_own_rules(tmp_path: Path) -> None:
+    shrunk = "android { buildTypes { release { minifyEnabled true\n proguardFile 'proguard-rules.pro' } } }"
+    module = project(tmp_path, shrunk, "app/build.gradle")
+    assert keep_rules_note(module, "torchscript") is not None
+    rules = Path(__file__).parents[3] / "android_demo/app/proguard-rules.pro"
+    (tmp_path / "app/proguard-rules.pro").write_text(rules.read_text())
+    assert [keep_rules_note(module, name) for name in ("executorch", "torchscript", "onnx")] == [None] * 3

@@ -15,3 +15,8 @@ fun interface Loader {
      */
     fun load(manifest: Manifest, location: String): LoadedModel
 }
+
+/** A runtime that the app carries, and how a model is loaded into it. */
+interface NativeRuntime : Loader {
+    val support: RuntimeSupport
+}

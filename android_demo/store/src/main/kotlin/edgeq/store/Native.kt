@@ -1,12 +1,25 @@
-package edgeq.demo
+package edgeq.store
 
-import edgeq.store.Dtype
-import edgeq.store.Tensor
 import java.nio.ByteBuffer
 import java.nio.ByteOrder
 
-/** The elements of a tensor as the Java array that both runtimes' APIs take; int8 and uint8 share one kind. */
-internal fun primitives(tensor: Tensor): Any = when (tensor.dtype) {
+// ExecuTorch's MemoryAllocationFailed, OutOfResources and DelegateMemoryAllocationFailed (runtime/core/error.h), and what
+// the allocators of PyTorch (c10/core/impl/alloc_cpu.cpp) and of ONNX Runtime (core/framework/bfc_arena.cc) say
+private val NO_MEMORY = Regex(
+    """Error 0x(21|25|31)\b|DefaultCPUAllocator: (can't allocate|not enough) memory""" +
+        """|Failed to allocate memory for requested buffer""",
+)
+
+/** Runs what calls into a runtime; its want of memory is not the model's fault, and has a type of its own. */
+fun <T> native(act: () -> T): T = try {
+    act()
+} catch (err: Exception) { // ONNX Runtime's are no RuntimeException
+    if (NO_MEMORY.containsMatchIn(err.message.orEmpty())) throw OutOfMemoryError(err.message).initCause(err)
+    throw err
+}
+
+/** The elements of a tensor as the Java array that the runtimes' APIs take; int8 and uint8 share one kind. */
+fun primitives(tensor: Tensor): Any = when (tensor.dtype) {
     Dtype.FLOAT32 -> tensor.toFloats()
     Dtype.FLOAT64 -> tensor.toDoubles()
     Dtype.INT64 -> LongArray(tensor.size) { tensor.data.getLong(8 * it) }
@@ -16,7 +29,7 @@ internal fun primitives(tensor: Tensor): Any = when (tensor.dtype) {
 }
 
 /** A tensor of the Java array that a runtime gave; bytes are uint8 where [unsigned]. */
-internal fun tensorOf(values: Any, shape: LongArray, unsigned: Boolean = false): Tensor {
+fun tensorOf(values: Any, shape: LongArray, unsigned: Boolean = false): Tensor {
     val sides = shape.map { it.toInt() }
     return when (values) {
         is FloatArray -> Tensor.of(values, sides)
@@ -29,6 +42,6 @@ internal fun tensorOf(values: Any, shape: LongArray, unsigned: Boolean = false):
 }
 
 /** A shape as the runtimes' APIs take it. */
-internal fun sides(tensor: Tensor): LongArray = LongArray(tensor.shape.size) { tensor.shape[it].toLong() }
+fun sides(tensor: Tensor): LongArray = LongArray(tensor.shape.size) { tensor.shape[it].toLong() }
 
 private fun buffer(size: Int): ByteBuffer = ByteBuffer.allocate(size).order(ByteOrder.LITTLE_ENDIAN)

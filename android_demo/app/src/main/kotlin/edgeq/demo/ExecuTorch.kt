@@ -2,11 +2,28 @@ package edgeq.demo
 
 import edgeq.store.Dtype
 import edgeq.store.LoadedModel
+import edgeq.store.Manifest
+import edgeq.store.NativeRuntime
+import edgeq.store.RuntimeSupport
 import edgeq.store.Tensor
+import edgeq.store.native
+import edgeq.store.primitives
+import edgeq.store.sides
+import edgeq.store.tensorOf
 import org.pytorch.executorch.DType
 import org.pytorch.executorch.EValue
 import org.pytorch.executorch.Module
 import org.pytorch.executorch.Tensor as NativeTensor
+
+// the version in gradle/libs.versions.toml; a test holds them together
+internal const val EXECUTORCH_VERSION = "1.5.1"
+
+/** ExecuTorch, for `.pte` files. */
+object ExecuTorch : NativeRuntime {
+    override val support = RuntimeSupport("executorch", EXECUTORCH_VERSION, setOf("xnnpack"))
+
+    override fun load(manifest: Manifest, location: String): LoadedModel = ExecuTorchModel(location, manifest.threads)
+}
 
 /** A `.pte` in ExecuTorch. */
 internal class ExecuTorchModel(location: String, threads: Int) : LoadedModel {
@@ -24,8 +41,11 @@ internal class ExecuTorchModel(location: String, threads: Int) : LoadedModel {
         is DoubleArray -> NativeTensor.fromBlob(values, sides(tensor))
         is LongArray -> NativeTensor.fromBlob(values, sides(tensor))
         is IntArray -> NativeTensor.fromBlob(values, sides(tensor))
-        is ByteArray if tensor.dtype == Dtype.UINT8 -> NativeTensor.fromBlobUnsigned(values, sides(tensor))
-        else -> NativeTensor.fromBlob(values as ByteArray, sides(tensor))
+        else -> {
+            val bytes = values as ByteArray
+            val isUnsigned = tensor.dtype == Dtype.UINT8
+            if (isUnsigned) NativeTensor.fromBlobUnsigned(bytes, sides(tensor)) else NativeTensor.fromBlob(bytes, sides(tensor))
+        }
     }
 
     private fun ours(tensor: NativeTensor): Tensor = when (val dtype = tensor.dtype()) {

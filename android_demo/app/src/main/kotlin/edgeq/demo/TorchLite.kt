@@ -2,12 +2,30 @@ package edgeq.demo
 
 import edgeq.store.Dtype
 import edgeq.store.LoadedModel
+import edgeq.store.Manifest
+import edgeq.store.NativeRuntime
+import edgeq.store.RuntimeSupport
 import edgeq.store.Tensor
+import edgeq.store.native
+import edgeq.store.primitives
+import edgeq.store.sides
+import edgeq.store.tensorOf
 import org.pytorch.DType
 import org.pytorch.IValue
 import org.pytorch.LiteModuleLoader
 import org.pytorch.PyTorchAndroid
 import org.pytorch.Tensor as NativeTensor
+
+// the version in gradle/libs.versions.toml; a test holds them together
+internal const val PYTORCH_LITE_VERSION = "2.1.0"
+
+/** PyTorch's lite interpreter, for `.ptl` files. */
+object TorchLite : NativeRuntime {
+    // kMinSupportedBytecodeVersion and kMaxSupportedBytecodeVersion of torch 2.1's caffe2/serialize/versions.h
+    override val support = RuntimeSupport("torchscript", PYTORCH_LITE_VERSION, setOf("qnnpack"), bytecodes = 4L..9L)
+
+    override fun load(manifest: Manifest, location: String): LoadedModel = TorchLiteModel(location, manifest.threads)
+}
 
 /** A `.ptl` in PyTorch's lite interpreter. */
 internal class TorchLiteModel(location: String, threads: Int) : LoadedModel {
@@ -36,8 +54,11 @@ internal class TorchLiteModel(location: String, threads: Int) : LoadedModel {
         is DoubleArray -> NativeTensor.fromBlob(values, sides(tensor))
         is LongArray -> NativeTensor.fromBlob(values, sides(tensor))
         is IntArray -> NativeTensor.fromBlob(values, sides(tensor))
-        is ByteArray if tensor.dtype == Dtype.UINT8 -> NativeTensor.fromBlobUnsigned(values, sides(tensor))
-        else -> NativeTensor.fromBlob(values as ByteArray, sides(tensor))
+        else -> {
+            val bytes = values as ByteArray
+            val isUnsigned = tensor.dtype == Dtype.UINT8
+            if (isUnsigned) NativeTensor.fromBlobUnsigned(bytes, sides(tensor)) else NativeTensor.fromBlob(bytes, sides(tensor))
+        }
     }
 
     private fun ours(tensor: NativeTensor): Tensor = when (val dtype = tensor.dtype()) {

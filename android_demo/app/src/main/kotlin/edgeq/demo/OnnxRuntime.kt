@@ -6,12 +6,30 @@ import ai.onnxruntime.OrtEnvironment
 import ai.onnxruntime.OrtSession
 import edgeq.store.Dtype
 import edgeq.store.LoadedModel
+import edgeq.store.Manifest
+import edgeq.store.NativeRuntime
+import edgeq.store.RuntimeSupport
 import edgeq.store.Tensor
+import edgeq.store.native
+import edgeq.store.primitives
+import edgeq.store.sides
+import edgeq.store.tensorOf
 import java.nio.ByteBuffer
 import java.nio.DoubleBuffer
 import java.nio.FloatBuffer
 import java.nio.IntBuffer
 import java.nio.LongBuffer
+
+// the version in gradle/libs.versions.toml; a test holds them together
+internal const val ONNXRUNTIME_VERSION = "1.23.2"
+
+/** ONNX Runtime, for `.ort` and `.onnx` files. */
+object OnnxRuntime : NativeRuntime {
+    // the opsets that this release loads as finished (ONNX_OPSETS in edgeq/check/runtime.py)
+    override val support = RuntimeSupport("onnx", ONNXRUNTIME_VERSION, setOf("ort"), bytecodes = 7L..22L)
+
+    override fun load(manifest: Manifest, location: String): LoadedModel = OrtModel(location, manifest.threads)
+}
 
 /** An `.ort` or `.onnx` file in ONNX Runtime. */
 internal class OrtModel(location: String, threads: Int) : LoadedModel {

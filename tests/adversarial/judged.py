@@ -77,7 +77,7 @@ def report_of(reference, measured, *, labels=None, keys=None, is_evaluation=True
     )
     tally = Tally()
     for batch in batches(samples, (X,)):
-        compare(spec, tally, batch, next_of("artifact", measured))
+        compare(spec, tally, batch, batch, next_of("artifact", measured))
     return VerifyReport(host="test", outputs=tally.shapes, findings=(), fidelity=fidelity_of(spec, tally))
 
 

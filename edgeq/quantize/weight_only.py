@@ -91,9 +91,15 @@ def check_half_range(name: str, part: Any) -> None:
 
 
 def _put(module: Any, name: str, part: Any) -> Any:
-    """Put `part` in the place of the module that `name` names, which may be the whole model."""
+    """Put `part` in the place of the module that `name` names, which may be the whole model.
+
+    It gets the other one's settings, such as `num_embeddings`: forward may read them, as Whisper's does.
+    """
     if not name:
         return part
+    for setting, value in vars(module.get_submodule(name)).items():
+        if isinstance(value, int | float | str | tuple) and not hasattr(part, setting):
+            setattr(part, setting, value)
     parent, _, own = name.rpartition(".")
     setattr(module.get_submodule(parent), own, part)
     return module

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from small_models import loaded, lowered, outputs_of, quantized
 from torch import nn
 from torch.nn import functional
@@ -74,6 +75,28 @@ def test_dynamic_int8_stores_tables_of_embeddings(tmp_path, runtime, backend, ta
     layers = 16 * 16 + 40 * 16  # packed ones, whose head is tied no more
     assert stored["int8"] == layers + len(tables) * 40 * 16
     assert stored["float32"] < (len(every - tables) + 1.5) * 40 * 16  # scales, biases and constants too
+
+
+class Whisper(nn.Module):
+    """Reads the settings of its layers, as transformers' Whisper does."""
+
+    def __init__(self):
+        super().__init__()
+        self.places, self.head = nn.Embedding(6, 16), nn.Linear(16, 4)
+
+    def forward(self, x):
+        places = torch.arange(self.places.num_embeddings, device=x.device)
+        return self.head(x[..., : self.head.in_features] + self.places(places)).reshape(-1, self.head.out_features)
+
+
+@pytest.mark.parametrize("scheme", ["dynamic-int8", "weight-only-int8"])
+def test_forward_may_read_the_settings_of_a_stored_layer(scheme):
+    spec = TensorSpec(name="x", dtype="float32", shape=(1, 6, 16))
+    model = loaded(Whisper, spec)
+    result = quantized(model, scheme=scheme)
+    assert "places" in result.quantized
+    (ours,), (theirs,) = (outputs_of(net, model.inputs, 1, "qnnpack") for net in (result.graph, model.model))
+    assert abs(ours[0] - theirs[0]).max() < 0.05 * abs(theirs[0]).max()
 
 
 def test_a_table_whose_rows_are_changed_by_a_lookup_is_kept_or_refused():

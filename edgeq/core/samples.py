@@ -43,15 +43,9 @@ class Sample:
 
     def follows(self, other: Sample | None) -> bool:
         """Whether it is the step after another one of the same sequence."""
-        return (
-            other is not None
-            and bool(self.sequence)
-            and (self.sequence, self.step)
-            == (
-                other.sequence,
-                other.step + 1,
-            )
-        )
+        if other is None or not self.sequence:
+            return False
+        return self.sequence == other.sequence and self.step == other.step + 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

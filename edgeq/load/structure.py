@@ -374,7 +374,7 @@ def _inner(self: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 # operators whose second and third argument are a weight and a bias
-_WITH_WEIGHTS = frozenset({"convolution", "conv1d", "conv2d", "conv3d", "linear", "batch_norm", "addmm"})
+_WITH_WEIGHTS = frozenset({"convolution", "conv1d", "conv2d", "conv3d", "linear", "batch_norm"})
 
 
 def as_graph(program: Any, names: Sequence[str], parameters: Collection[str]) -> Any:

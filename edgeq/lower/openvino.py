@@ -154,7 +154,7 @@ def _part_rounded_products(model: Any) -> None:
     """Round what passes from one matrix product over two axes to the next with a third axis in front.
 
     OpenVINO (2026.4.1) makes one kernel of such products and what lies between them, where its threads are no more than
-    their rows: on one thread always. Where rounding lies between them, that kernel gives numbers from nowhere.
+    their rows: on one thread always. Where rounding lies between them, that kernel gives wrong numbers.
     """
     from openvino import opset13
 

@@ -155,6 +155,9 @@ def preflight(job: Job, *, builds_here: bool = True) -> None:
         check_extras(
             [name for target in job.targets for name in (target.runtime, target.backend)] + [_kind(job.source)]
         )
+    if job.data.metric == "map":
+        with found.of("data.metric"):
+            check_extras(["map"])
     for group in job.groups:
         with found.of("targets"):
             _check_group(job, group, builds_here=builds_here)

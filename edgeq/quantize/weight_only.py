@@ -107,6 +107,15 @@ def _put(module: Any, name: str, part: Any) -> Any:
 
 # --- Tables of embeddings in int8, beside layers that dynamic-int8 computes in int8.
 
+# what takes a table but no number of it, apart from lookups: a stored table has the same dtype, device and shape
+_ASKING = (torch.Tensor.dtype, torch.Tensor.device, torch.Tensor.shape, torch.Tensor.requires_grad)
+_NO_READERS = (
+    functional.embedding,
+    torch.embedding,
+    *(each.__get__ for each in _ASKING),
+    *(torch.Tensor.size, torch.Tensor.dim, torch.Tensor.is_floating_point),
+)
+
 
 def store_embeddings(module: Any, inputs: tuple[Any, ...], kept: Collection[str]) -> tuple[list[str], list[str]]:
     """Store the tables of a module's nn.Embedding layers in int8, with a scale for each row.
@@ -123,7 +132,8 @@ def store_embeddings(module: Any, inputs: tuple[Any, ...], kept: Collection[str]
         The names of the layers whose tables are stored, and of those that stay in float.
     """
     layers = {name: part for name, part in module.named_modules() if isinstance(part, nn.Embedding | nn.EmbeddingBag)}
-    for part in layers.values():  # of a tied head, which is packed by itself
+    tied = {name: part.weight for name, part in layers.items()}
+    for part in layers.values():  # a tied head, which is packed by itself, has a weight of its own for the moment
         part.weight = nn.Parameter(part.weight.detach().clone(), requires_grad=False)
     read: set[int] = set()
 
@@ -131,7 +141,7 @@ def store_embeddings(module: Any, inputs: tuple[Any, ...], kept: Collection[str]
         """Sees each function that takes a table."""
 
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if func not in (functional.embedding, torch.embedding):
+            if func not in _NO_READERS:
                 read.update(id(leaf) for leaf in torch.utils._pytree.tree_leaves((args, kwargs)))
             return func(*args, **(kwargs or {}))
 
@@ -148,7 +158,10 @@ def store_embeddings(module: Any, inputs: tuple[Any, ...], kept: Collection[str]
     ]
     for name in stored:
         _put(module, name, StoredEmbedding(layers[name], bits=8).eval())
-    return stored, [name for name in layers if name not in stored]
+    in_float = [name for name in layers if name not in stored]
+    for name in in_float:  # it is stored once, with what it is tied to
+        layers[name].weight = tied[name]
+    return stored, in_float
 
 
 def store_lookups(
@@ -193,8 +206,9 @@ def store_lookups(
             product = graph.call_function(aten.mul.Tensor, (in_float, scales))
         for made in (rows, scales, in_float, product):
             made.meta = dict(node.meta)
-        rows.meta["val"] = rows.meta["val"].to(torch.int8) if "val" in rows.meta else None
-        scales.meta["val"] = scales.meta["val"][..., :1] if "val" in scales.meta else None
+        if "val" in node.meta:
+            rows.meta["val"] = node.meta["val"].to(torch.int8)
+            scales.meta["val"] = node.meta["val"][..., :1]
         node.replace_all_uses_with(product)
     graph.eliminate_dead_code()
     graph_module.delete_all_unused_submodules()

@@ -71,6 +71,7 @@ def run(path, spec, tmp_path, count=4):
         ("image", "dynamic-int8", 30, 2),
         ("words", "dynamic-int8", 30, 6),
         ("words", "fp16", 50, 6),
+        ("image", "fp16", 50, 4),
     ],
 )
 def test_each_method_gives_its_kernels_and_nearly_the_outputs(kind, scheme, least_db, layers, tmp_path):

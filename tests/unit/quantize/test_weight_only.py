@@ -44,7 +44,7 @@ class Tables(nn.Module):
 
     def forward(self, tokens):
         x = self.words(tokens) + self.words(tokens.flip(1)) + self.read(tokens) + self.scaled(tokens)
-        x = self.mix(x + self.kept(tokens))
+        x = self.mix(x.to(self.words.weight.dtype) + self.kept(tokens))  # to ask for a dtype reads no number
         return self.head(x), x @ self.read.weight.t()
 
 
@@ -75,6 +75,28 @@ def test_dynamic_int8_stores_tables_of_embeddings(tmp_path, runtime, backend, ta
     layers = 16 * 16 + 40 * 16  # packed ones, whose head is tied no more
     assert stored["int8"] == layers + len(tables) * 40 * 16
     assert stored["float32"] < (len(every - tables) + 1.5) * 40 * 16  # scales, biases and constants too
+
+
+class TwoNames(nn.Module):
+    """A table that has two names, and that a product reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.source, self.target = nn.Embedding(400, 16), nn.Embedding(400, 16)
+        self.target.weight = self.source.weight
+        self.mix = nn.Linear(16, 16)
+
+    def forward(self, tokens):
+        x = self.mix(self.source(tokens) + self.target(tokens.flip(1)))
+        return x @ self.source.weight.t() + x @ self.target.weight.t()
+
+
+def test_a_table_that_stays_in_float_stays_tied(tmp_path):
+    spec = TensorSpec(name="tokens", dtype="int64", shape=(1, 6), low=0, high=399)
+    model = loaded(TwoNames, spec)
+    result = quantized(model, scheme="dynamic-int8")
+    assert {*result.kept_fp32} == {"source", "target"}
+    assert dict(lowered(result, model.inputs, tmp_path, backend="qnnpack").stored)["float32"] < 1.1 * 400 * 16
 
 
 class Whisper(nn.Module):

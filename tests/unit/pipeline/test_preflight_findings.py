@@ -134,6 +134,14 @@ def test_a_candidate_without_its_packages_is_left_out(monkeypatch: pytest.Monkey
     assert told.startswith("no candidate of linux-x86_64-fastest could be built: linux-x86_64-openvino: the openvino")
 
 
+def test_what_a_metric_needs_is_missed_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Job(source="net.py:model", targets=(TARGET,), schemes=("fp32",), inputs=("1x4",))
+    job = dataclasses.replace(job, data=DataConfig(metric="map"))
+    preflight(job)
+    without(monkeypatch, "pycocotools")
+    assert found(job) == ["--metric map needs pycocotools, which is not installed"]
+
+
 def test_a_choice_by_times_needs_times_that_count() -> None:
     group = load_target_or_group("linux-x86_64-fastest")
     assert isinstance(group, TargetGroup)

@@ -1,31 +1,21 @@
-"""ExecuTorch's lowering without repeated work; the resulting program is the same, byte for byte.
-
-Each patch is a context manager whose docstring says what the library does, what the patch saves, and how upstream could
-do it. They are written for `WRITTEN_FOR`: with any other version `speedups` warns and changes nothing.
-`EDGEQ_PLAIN_LOWERING=1` turns them off.
-"""
+"""ExecuTorch's lowering without repeated work; the resulting program is the same, byte for byte."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.metadata
 import operator
-import os
-import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from edgeq.core.system import replaced
-
-PLAIN = "EDGEQ_PLAIN_LOWERING"
+from edgeq.lower.speedups import Patch, deferred_codegen, patched
 
 WRITTEN_FOR = {"torch": "2.15.0", "executorch": "1.5.1"}
 
 
-@contextlib.contextmanager
-def speedups(program: Any) -> Iterator[None]:
+def speedups(program: Any) -> contextlib.AbstractContextManager[None]:
     """Make ExecuTorch lower a program for XNNPACK faster inside the block.
 
     Args:
@@ -34,86 +24,7 @@ def speedups(program: Any) -> Iterator[None]:
     Warns:
         UserWarning: another version of torch or ExecuTorch is installed, and nothing is changed.
     """
-    if os.environ.get(PLAIN, "") not in ("", "0"):
-        yield
-        return
-    installed = {name: importlib.metadata.version(name).partition("+")[0] for name in WRITTEN_FOR}
-    if installed != WRITTEN_FOR:
-        words = [
-            " and ".join(f"{name} {version}" for name, version in side.items()) for side in (WRITTEN_FOR, installed)
-        ]
-        warnings.warn(
-            f"edgeq's faster lowering is off: it is written for {words[0]}, but {words[1]} are installed", stacklevel=2
-        )
-        yield
-        return
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(needed_patterns(program))
-        for patch in PATCHES:
-            stack.enter_context(patch())
-        yield
-
-
-@contextlib.contextmanager
-def deferred_codegen() -> Iterator[None]:
-    """Generate the Python code of a GraphModule when it is used, not whenever its graph changes.
-
-    `GraphModule.recompile` writes the graph as Python source and compiles it. A lowering calls it some 190 times on
-    graphs of 600 nodes; passes walk over the graph, and fewer than ten of the sources are ever run.
-    Upstream: `torch.fx._lazy_graph_module` does so for modules that are made by `_make_graph_module`; what is needed is
-    that `GraphModule` itself does it.
-    """
-    from torch.fx import GraphModule
-
-    compile_now = GraphModule.recompile
-
-    def recompile(self: Any) -> Any:
-        codegen = self._graph._codegen
-        if hasattr(codegen, "pytree_info"):
-            self._in_spec, self._out_spec = codegen.pytree_info.in_spec, codegen.pytree_info.out_spec
-        for name in _GENERATED:
-            vars(self).pop(name, None)
-            if name != "forward":
-                setattr(type(self), name, _Generated(name, self, compile_now))
-        type(self).forward = _Generated("forward", self, compile_now)
-        self._recompile_submodules()
-        return _PendingCode(self)
-
-    def reduce(self: Any) -> Any:
-        compile_now(self)  # its own recompile comes after it has copied the attributes
-        return plain_reduce(self)
-
-    plain_reduce = GraphModule.__reduce__
-    with replaced(GraphModule, "recompile", recompile), replaced(GraphModule, "__reduce__", reduce):
-        yield
-
-
-# what GraphModule.recompile sets
-_GENERATED = ("_code", "_lineno_map", "_prologue_start", "forward")
-
-
-class _Generated:
-    """An attribute of a GraphModule's own class that comes to be when it is first read."""
-
-    def __init__(self, name: str, module: Any, compile_now: Callable[[Any], Any]) -> None:
-        self._name, self._module, self._compile = name, weakref.ref(module), compile_now
-
-    def __get__(self, module: Any, kind: type) -> Any:
-        held = self._module()
-        for name in _GENERATED:
-            delattr(kind, name)
-        self._compile(held)
-        return getattr(kind if module is None else module, self._name)
-
-
-class _PendingCode:
-    """The PythonCode that a deferred recompilation would have returned."""
-
-    def __init__(self, module: Any) -> None:
-        self._module = module
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._module._graph.python_code(root_module="self"), name)
+    return patched((functools.partial(needed_patterns, program), *PATCHES), WRITTEN_FOR)
 
 
 @contextlib.contextmanager
@@ -234,7 +145,7 @@ def materialized_once() -> Iterator[None]:
         yield
 
 
-PATCHES: tuple[Callable[[], contextlib.AbstractContextManager[None]], ...] = (
+PATCHES: tuple[Patch, ...] = (
     deferred_codegen,
     remembered_fake_values,
     single_decomposition,

@@ -18,6 +18,7 @@ from edgeq.core.results.model import Layer, LoweredModel, ModelWork, Operator, Q
 from edgeq.core.samples import varying_sizes
 from edgeq.core.system import quiet
 from edgeq.lower.layers import MODULE_KEY, conv_macs, matmul_macs
+from edgeq.lower.onnx_speedups import speedups
 from edgeq.lower.spec import LowerSpec
 
 # what the exporter's operators are written in; ONNX Runtime loads it from 1.14 on
@@ -172,7 +173,7 @@ def _exported(quantized: QuantizedModel, spec: LowerSpec) -> tuple[Any, Any]:
 
     program = quantized.exported
     try:
-        with quiet():  # the exporter prints its steps and logs what its optimizer could not fold
+        with quiet(), speedups():  # the exporter prints its steps and logs what its optimizer could not fold
             if program is None:
                 program = _captured(quantized.graph, spec)
             program = _exact(program, spec)

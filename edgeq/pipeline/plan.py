@@ -106,6 +106,7 @@ class BuildUnit:
             reduce_range=target.reduce_range,
             native=target.runtime == "cuda" and target.arch == host_arch(),
             file_format=target.file_format,
+            npu=(target.npu.accelerator, target.npu.system_config, target.npu.memory_mode) if target.npu else None,
         )
 
     @property
@@ -245,6 +246,7 @@ class ArtifactSpec:
     Attributes:
         fresh: whether all ranges are new ones, though the job names a shipped model whose are to be reused.
         native: whether it may be compiled for this machine; of runtimes that compile nothing, no.
+        npu: what an Ethos-U is compiled for, as `LowerSpec` has it.
     """
 
     runtime: str
@@ -255,12 +257,14 @@ class ArtifactSpec:
     reduce_range: bool = False
     native: bool = False
     file_format: FileFormat = "onnx"
+    npu: tuple[str, str, str] | None = None
 
     @property
     def folder(self) -> str:
         """A folder's name for it."""
         own = f"-{self.file_format}" if self.runtime == "onnx" else ""
         marks = f"{'-fresh' if self.fresh else ''}{'-native' if self.native else ''}"
+        own += f"-{'-'.join(self.npu)}" if self.npu else ""
         return f"{self.backend}-{self.scheme}-{self.threads}{own}{marks}"
 
     @property

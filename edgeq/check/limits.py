@@ -110,9 +110,9 @@ def _value(name: LimitName, limit: float, measured: Measured) -> tuple[float | N
     if name == "download":
         return measured.download_bytes, ""
     if name == "sram":
-        return measured.sram_bytes, "vela's SRAM and the memory that the runtime plans" if measured.sram_bytes else _NO_NPU
+        return measured.sram_bytes, _NO_NPU if measured.sram_bytes is None else "by vela, and what the runtime plans"
     if name == "cycles":
-        return measured.cycles, "vela's estimate, without the CPU's share" if measured.cycles else _NO_NPU
+        return measured.cycles, _NO_NPU if measured.cycles is None else "vela's estimate, without the CPU's share"
     if name == "accuracy_drop":
         # the drop that counts; the converted graph's can only fail an artifact that was not run
         only = measured.verified.graph_only

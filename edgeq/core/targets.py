@@ -27,7 +27,7 @@ _REFERENCE = ("", "no emulator of Ethos-U comes from a package registry; the TOS
 
 _WHOLE_NUMBERS = frozenset({"static-int8", "static-a16w8"})  # schemes of NPUs without float arithmetic
 
-_ONLY_IN = {
+_ONLY_IN: dict[str, tuple[str, str]] = {
     "coreml": ("Darwin", "Core ML runs on Apple's devices only"),
     "cuda": _NO_GPU,
     "cuda-torchscript": _NO_GPU,
@@ -216,7 +216,7 @@ def why_not_run(backend: str) -> str:
 
 
 # backends whose artifacts have one size for each input
-_FIXED_SIZES = {
+_FIXED_SIZES: dict[str, str] = {
     "coreml": "no Core ML runtime runs here that could verify other sizes",
     NPU: "the NPU's compiler takes fixed sizes only",
     "cuda": "edgeq compiles one size for each artifact there",

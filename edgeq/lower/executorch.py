@@ -105,7 +105,7 @@ def _to_edge(quantized: QuantizedModel, spec: LowerSpec, task: Task) -> Any:
 
 
 # what takes operators that the delegate's lowering does not; iOS has no TorchScript target
-_OTHER_TARGET = {
+_OTHER_TARGET: dict[str, str] = {
     "xnnpack": "a TorchScript target",
     "coreml": "--target ios-arm64-xnnpack",
     **dict.fromkeys(ETHOS_U, "--target linux-arm64-xnnpack, on a CPU"),

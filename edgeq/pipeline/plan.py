@@ -15,6 +15,7 @@ from edgeq.core.errors import EdgeqError, UsageError
 from edgeq.core.results.artifact import Inputs
 from edgeq.core.results.model import ModelFacts
 from edgeq.core.results.report import DataFacts, ModelError, PackageResult
+from edgeq.core.runtimes import ETHOS_U
 from edgeq.core.schemes import (
     AUTO,
     AUTO_TRIES,
@@ -604,7 +605,9 @@ def _own(job: Job, target: TargetProfile, scheme: str, defaults: Defaults) -> _S
         return [("choose", f"{when}. Choose another with --scheme"), *_own(job, target, first, defaults)]
     apps = [str(app) for app, names in match_apps(job).items() if target.name in names]
     model = job.name or "<model>"
-    where = f"{why}: its converted graph only" if (why := why_not_run(target.backend)) else "on this host"
+    where = "by TOSA's reference model, in place of the NPU" if target.backend in ETHOS_U else "on this host"
+    if why := why_not_run(target.backend):
+        where = f"{why}: its converted graph only"
     verify = f"{where}, {job.data.metric or 'top-1'}" if job.data.evaluation else f"{where}, against fp32"
     return [
         *_quantize(job, target, scheme),

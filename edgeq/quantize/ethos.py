@@ -1,4 +1,4 @@
-"""PT2E quantization for Arm's Ethos-U, by ExecuTorch's own quantizer: the whole graph in int8, or with int16 activations.
+"""PT2E quantization for Arm's Ethos-U, by ExecuTorch's own quantizer: all of the graph in int8, or int16 activations.
 
 The NPU has no float arithmetic: what the quantizer leaves in float, the CPU computes. Its passes take layer norms,
 softmax and the like apart before calibration, so that each of their steps has a range of its own.
@@ -10,13 +10,12 @@ import dataclasses
 from collections.abc import Collection
 from typing import Any
 
-from edgeq.core.runtimes import ETHOS_U
 from edgeq.core.schemes import used_observer
 from edgeq.quantize.calibrate import activation_observer
 from edgeq.quantize.spec import QuantizeSpec
 
 # what a backend's operators are known by; every size of an NPU takes the same ones
-_ANY_SIZE = dict(zip(ETHOS_U, ("ethos-u55-128", "ethos-u85-256"), strict=True))
+_ANY_SIZE = {"ethos-u55": "ethos-u55-128", "ethos-u85": "ethos-u85-256"}
 
 _SMALLEST_SCALE = {"static-int8": 2**-16, "static-a16w8": 2**-12}  # of Arm's own configurations
 

@@ -76,7 +76,7 @@ def static_int8(
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
     is_observer = library().is_observer
-    graph = float_graph(spec.captured if program is None else program, guards=spec.backend not in ETHOS_U)
+    graph = float_graph(spec.captured if program is None else program, spec.backend)
     with spec.progress.task(f"calibrate {spec.label}", spec.calibration.count) as task:
         prepared = prepare(graph, spec, scheme=scheme)
         # a second observer of each value that shares one costs time
@@ -130,16 +130,16 @@ def qat_int8(spec: QuantizeSpec) -> QuantizedModel:
     return static_int8(spec, scheme="qat-int8", program=program, train=train)
 
 
-def float_graph(program: Any, *, guards: bool = True) -> Any:
+def float_graph(program: Any, backend: str) -> Any:
     """Return the torch.fx.GraphModule of an exported program, of its own, that `prepare` takes over.
 
     Args:
         program: an ExportedProgram.
-        guards: whether it checks its inputs. Arm's passes (ExecuTorch 1.5.1) take the call for an operator, and refuse
-            it.
+        backend: of the target. For Ethos-U the graph does not check its inputs: Arm's passes (ExecuTorch 1.5.1) take
+            that call for an operator, and refuse it.
     """
     written = functional(program)
-    graph = written.module(check_guards=guards)
+    graph = written.module(check_guards=backend not in ETHOS_U)
     return graph if written is program else without_copies(graph)
 
 
@@ -261,7 +261,7 @@ def dynamic_int8(spec: QuantizeSpec) -> QuantizedModel:
     )
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
-    graph = float_graph(_unrolled(spec.captured))
+    graph = float_graph(_unrolled(spec.captured), spec.backend)
     is_float = _left_in_float(graph, spec)
     tables, tables_in_float = store_lookups(graph, _module_name, is_float or (lambda _node: False))
     prepare_layers(graph, norms_in_float=lambda _norm: True)

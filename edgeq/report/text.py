@@ -177,7 +177,9 @@ def npu(row: PackageResult) -> str:
     facts = row.verified.npu
     if facts is None:
         return ""
-    pools = f"scratch pool {format_bytes(facts.scratch_bytes)}, method pool {format_bytes(facts.planned_bytes)} and more"
+    pools = (
+        f"scratch pool {format_bytes(facts.scratch_bytes)}, method pool {format_bytes(facts.planned_bytes)} and more"
+    )
     memory = f"SRAM {format_bytes(facts.sram_bytes)}, {pools}"
     return f"{facts.accelerator}: {format_quantity(facts.cycles, 'cycles')} by vela's estimate\n{memory}"
 
@@ -782,6 +784,7 @@ def next_steps(row: PackageResult, rows: Sequence[PackageResult], *, bundle: str
         )
     # a Mac's tools alone reach an iPhone
     on = "adb" if row.target.startswith("android-") else "ssh:HOST" if row.target.startswith("linux-") else ""
+    on = "" if row.verified.npu else on  # edgeq's runners on boards use their CPUs
     if on and not failed and unverified & _TIME_GATES:
         names = ", ".join(sorted(unverified & _TIME_GATES))
         said.append(

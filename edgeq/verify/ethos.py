@@ -24,7 +24,8 @@ from edgeq.core.vela import REFERENCE_NAME, compile_tosa, stream_blocks
 from edgeq.verify.runtimes import Runner
 
 STAND_IN = (
-    "made here, not run on an Ethos-U: TOSA's reference model computed what vela compiled, and this host the CPU's share"
+    "made here, not run on an Ethos-U: TOSA's reference model computed what vela compiled, and this host what is left "
+    "to the CPU"
 )
 
 _MOST_PROGRAMS = 256  # parts of one program; each is compiled and run
@@ -127,6 +128,7 @@ class EthosU(Runner):
         return [text for program in self.parts for text in _products(program)]
 
     def facts(self, folder: Path) -> dict[str, Any]:  # noqa: ARG002
+        """Return the operators that the CPU computes, and how many parts the NPU does."""
         names = sorted({f"{op.name}.{op.overload}".rstrip(".") for op in self.plan.operators})
         return {"operators": names, "delegates": len(self.plan.delegates), "bytecode_version": None}
 
@@ -137,7 +139,7 @@ def _read_programs(path: Path) -> list[bytes]:
         raise ValueError(f"{path.name} is missing beside the artifact: nothing else can say what the NPU computes")
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
-        if not 0 < len(names) <= _MOST_PROGRAMS or any(info.compress_type for info in archive.infolist()):
+        if len(names) > _MOST_PROGRAMS or any(info.compress_type for info in archive.infolist()):
             raise ValueError(f"{path.name} does not have edgeq's format")
         return [archive.read(name) for name in names]
 
@@ -158,7 +160,7 @@ class _Memory:
         self.reset()
 
     def reset(self) -> None:
-        """Make the values anew; of state, which stays from call to call, there is none in these programs."""
+        """Make the values again; of state, which stays from call to call, there is none in these programs."""
         self.values = [self._made(one.val) for one in self._plan.values]
 
     def value(self, index: int) -> Any:

@@ -354,7 +354,7 @@ class ModelFacts:
 
 
 # a file beside the artifact, with its role
-Companion = tuple[Literal["weights", "compiled", "example"], Path]
+Companion = tuple[Literal["weights", "compiled", "example", "reference"], Path]
 
 TunedWeights = Literal["start", "last", "average", "user"]
 
@@ -584,7 +584,7 @@ class NpuFacts:
     beside what the runtime takes for its own structures (docs/howto/ethos-u.md).
 
     Attributes:
-        accelerator, system_config, memory_mode: as vela was told.
+        accelerator, system_config, memory_mode: what vela compiled for.
         parts: how many parts of the program the NPU computes.
         cycles: vela's estimate for the NPU, without what the CPU does before, between and after its parts.
         sram_bytes, dram_bytes: vela's figures, of the NPU's tensors and caches.

@@ -23,6 +23,8 @@ from edgeq.core.units import Dimension, counted, format_bytes, format_quantity, 
         ("250us", "ms", 0.25),
         ("0.5pp", "pp", 0.5),
         ("2%", "pp", 2),
+        ("3.5Mcycles", "cycles", 3_500_000),
+        ("800kcycles", "cycles", 800_000),
     ],
 )
 def test_quantities(text: str, dimension: Dimension, expected: float) -> None:
@@ -103,7 +105,14 @@ def test_quantities_as_people_read_them(value: float, dimension: Dimension, expe
 
 
 def test_every_limit_has_its_dimension() -> None:
-    examples = {"bytes": ("2kB", 2000), "ms": ("2s", 2000), "pp": ("2pp", 2), "%": ("2%", 2), "dB": ("2dB", 2)}
+    examples = {
+        "bytes": ("2kB", 2000),
+        "ms": ("2s", 2000),
+        "pp": ("2pp", 2),
+        "%": ("2%", 2),
+        "dB": ("2dB", 2),
+        "cycles": ("2kcycles", 2000),
+    }
     for name, kind in LIMITS.items():
         text, value = examples[kind.dimension]
         assert parse_limit(f"{name}={text}") == (name, value)

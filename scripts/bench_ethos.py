@@ -108,7 +108,7 @@ def packaged(name: str, target: str, out: Path) -> dict[str, float]:
         "sqnr_db": fidelity["sqnr_db"],
         "scratch": npu["scratch_bytes"],
         "planned": npu["planned_bytes"],
-        "steps": (manifest["parity"] or {}).get("max_steps"),
+        "parity": ", ".join(f"{name} {value}" for name, value in (manifest["parity"] or {}).items()),
         "cpu": ", ".join(npu["cpu_operators"]),
     }
 
@@ -176,7 +176,7 @@ def main() -> None:
                 cells = [f"{row[key]:,.0f}" for key in ("size", "sram", "cycles")] + [f"{row['sqnr_db']:.1f}"]
                 cells += [f"{row[key]:,.0f}" if key in row else "" for key in ("scratch", "planned")]
                 print(f"| {name} | {target} | {who} | {' | '.join(cells)} |", flush=True)
-            print(f"  parity: {ours['steps']} steps; on the CPU: {ours['cpu']}", flush=True)
+            print(f"  parity: {ours['parity']}; on the CPU: {ours['cpu']}", flush=True)
 
 
 if __name__ == "__main__":

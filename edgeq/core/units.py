@@ -94,7 +94,9 @@ def format_quantity(value: float, dimension: Dimension) -> str:
             return f"{value:.2g} ms"
         return f"{value:.2f} ms" if value < 100 else f"{value:.0f} ms"
     if dimension == "cycles":
-        return f"{value:.0f} cycles" if value < 10_000 else f"{value / 1e6:.3g} Mcycles"
+        if value < 10_000:
+            return f"{value:.0f} cycles"
+        return f"{value / 1e3:.1f} kcycles" if value < 999_950 else f"{value / 1e6:.2f} Mcycles"
     return f"{value:.2f}%" if dimension == "%" else f"{value:.2f} {dimension}"
 
 

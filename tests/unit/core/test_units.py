@@ -98,6 +98,9 @@ def test_a_printed_size_is_within_a_percent(size_bytes: int) -> None:
         (321.4, "ms", "321 ms"),
         (0.5, "pp", "0.50 pp"),
         (1500, "bytes", "1.50 kB"),
+        (9999, "cycles", "9999 cycles"),
+        (42_282, "cycles", "42.3 kcycles"),
+        (10_052_947, "cycles", "10.05 Mcycles"),
     ],
 )
 def test_quantities_as_people_read_them(value: float, dimension: Dimension, expected: str) -> None:

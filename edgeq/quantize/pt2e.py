@@ -80,9 +80,10 @@ def static_int8(
     with spec.progress.task(f"calibrate {spec.label}", spec.calibration.count) as task:
         prepared = prepare(graph, spec, scheme=scheme)
         # a second observer of each value that shares one costs time
-        with observed(prepared, is_observer if has_joins(prepared) else lambda _part: False) as ranges:
+        frees_joins = spec.backend not in ETHOS_U and has_joins(prepared)  # in float, they would leave the NPU
+        with observed(prepared, is_observer if frees_joins else lambda _part: False) as ranges:
             calibrate(prepared, spec.calibration, spec.inputs, task)
-    if spec.backend not in ETHOS_U:  # whose CPU would compute the join in float
+    if spec.backend not in ETHOS_U:
         unshare(prepared, ranges.alone, is_observer, spec.backend)
     before = watched(prepared, spec)
     tuning = train(prepared) if train else None

@@ -240,6 +240,12 @@ def _kernel(name: str, overload: str) -> Callable[[_Memory, Sequence[int]], None
             memory.value(args[-1]).copy_(memory.value(args[0]))
 
         return copied
+    if name == "executorch_prim::et_view":
+
+        def viewed(memory: _Memory, args: Sequence[int]) -> None:
+            memory.values[args[2]] = memory.value(args[0]).view(memory.value(args[1]))
+
+        return viewed
     # `overloads()` would not list what was registered after torch listed them
     op = getattr(getattr(getattr(torch.ops, space), plain, None), overload or "default", None)
     if op is None:

@@ -56,6 +56,10 @@ def test_a_scheme_that_it_has_no_arithmetic_for_is_refused(edgeq: Run) -> None:
     edgeq(*COMMAND, "evaluation.npz", "--scheme", "fp16").fails(3, "fp16", "static-int8")
 
 
+def test_layers_are_not_ranked_for_an_npu(edgeq: Run) -> None:
+    edgeq("sensitivity", "digits", "-t", U55).fails(3, "cannot rank the layers", "linux-arm64-xnnpack")
+
+
 def test_doctor_names_the_one_command(edgeq: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from edgeq.cli import doctor
 

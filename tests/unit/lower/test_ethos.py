@@ -53,24 +53,30 @@ def made(scheme, backend):
     return written(graph_of(scheme, backend), backend, f"ethos-{scheme}-{backend}")
 
 
-def judged(low, graph, backend, samples):
+@pytest.fixture(scope="module")
+def runtime():
+    """One child for all tests: it imports ExecuTorch's reader of programs, which takes seconds."""
+    with HostRuntime(trusted=True) as child:
+        yield child
+
+
+def judged(low, graph, backend, runtime):
     spec = dataclasses.replace(
-        spec_of(low, graph, small_net().model, (IMAGE,), samples), backend=backend, output_steps=graph.output_steps
+        spec_of(low, graph, small_net().model, (IMAGE,), images()), backend=backend, output_steps=graph.output_steps
     )
-    with HostRuntime(trusted=True) as runtime:
-        return verify(spec, runtime)[0]
+    return verify(spec, runtime)[0]
 
 
-def images(count=6) -> Dataset:
-    return dataset((IMAGE,), count)
+def images() -> Dataset:
+    return dataset((IMAGE,), 6)
 
 
 @pytest.mark.parametrize(("scheme", "backend"), [("static-int8", U55), ("static-a16w8", U85)])
-def test_the_reference_model_agrees_with_the_graph(scheme, backend):
+def test_the_reference_model_agrees_with_the_graph(scheme, backend, runtime):
     graph, low = graph_of(scheme, backend), made(scheme, backend)
     assert {layer.name: layer.macs for layer in low.layers} == MACS
     assert (low.delegated_macs, sorted(graph.quantized)) == (1.0, sorted(MACS))
-    report = judged(low, graph, backend, images())
+    report = judged(low, graph, backend, runtime)
     gate = parity_gate(scheme, report.parity)
     assert (gate.outcome, outputs_gate(report).outcome) == ("ok", "ok"), gate.detail
     assert report.fidelity.sqnr_db > (30 if scheme == "static-int8" else 45)
@@ -123,11 +129,11 @@ def with_other_weights(graph):
     return changed
 
 
-def test_a_program_with_another_layers_weights_fails_parity():
+def test_a_program_with_another_layers_weights_fails_parity(runtime):
     """Both files are of the wrong graph: they agree with each other, and not with the right graph."""
     graph = graph_of("static-int8", U55)
     wrong = written(with_other_weights(graph), U55, "ethos-wrong")
-    report = judged(wrong, graph, U55, images())
+    report = judged(wrong, graph, U55, runtime)
     gate = parity_gate("static-int8", report.parity)
     assert (gate.outcome, int(gate.exit_code)) == ("failed", 7)
 
@@ -152,7 +158,7 @@ def test_without_its_tosa_programs_nothing_is_said_of_an_artifact(tmp_path):
         EthosU(tmp_path / low.path.name, U55, 1, trusted=True).load()
 
 
-def test_the_cpu_computes_what_stays_in_float():
+def test_the_cpu_computes_what_stays_in_float(runtime):
     """A layer of --keep-fp32 leaves the NPU: the program has two parts, and a float convolution between them."""
     graph = quantized(small_net(), "executorch", backend=U55, keep=("depth",), captured=captured_net())
     low = written(graph, U55, "ethos-kept")
@@ -162,7 +168,7 @@ def test_the_cpu_computes_what_stays_in_float():
     assert "aten::convolution.out" in low.npu.cpu_operators
     with zipfile.ZipFile(low.companions[0][1]) as archive:
         assert archive.namelist() == ["0.tosa", "1.tosa"]
-    report = judged(low, graph, U55, images())
+    report = judged(low, graph, U55, runtime)
     gate = parity_gate("static-int8", report.parity)
     assert gate.outcome == "ok", gate.detail
     share = 1 - MACS["depth"] / sum(MACS.values())

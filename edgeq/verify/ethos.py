@@ -13,6 +13,7 @@ import contextlib
 import importlib.metadata
 import math
 import os
+import re
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +30,11 @@ STAND_IN = (
 )
 
 _MOST_PROGRAMS = 256  # parts of one program; each is compiled and run
+
+# what ExecuTorch gives vela; a file from elsewhere may ask for other files to be read or written
+_FLAG = re.compile(
+    r"--(?:accelerator-config=[\w-]+|(?:system-config|memory-mode)=\w+|config=Arm/vela\.ini|output-format=raw)"
+)
 
 _PRODUCTS = frozenset({"CONV2D", "CONV3D", "DEPTHWISE_CONV2D", "TRANSPOSE_CONV2D", "MATMUL"})
 
@@ -71,6 +77,11 @@ class EthosU(Runner):
                 raise ValueError(f"part {number} of the program is for {delegate.id}, not for an Ethos-U")
             specs = {one.key: one.value for one in delegate.compile_specs}
             flags = tuple(bytes(specs["compile_flags"]).decode().split(" "))
+            odd = [flag for flag in flags if not _FLAG.fullmatch(flag)]
+            if odd:
+                raise ValueError(
+                    f"part {number} of the program names an option of vela that edgeq does not use: {odd[0]}"
+                )
             blocks = stream_blocks(self.program.backend_delegate_data[delegate.processed.index].data)
             scratch_bytes = int.from_bytes(blocks["scratch_size"][:4], "little")
             if not any(key[0] == flags for key in known):

@@ -151,6 +151,15 @@ def test_an_artifact_that_vela_does_not_make_of_its_tosa_program_is_refused(tmp_
         EthosU(tmp_path / low.path.name, U55, 1, trusted=True).load()
 
 
+def test_options_of_vela_that_would_read_or_write_files_are_refused(tmp_path):
+    low = made("static-int8", U55)
+    data = low.path.read_bytes().replace(b"--output-format=raw", b"--output-format=tfl")
+    (tmp_path / low.path.name).write_bytes(data)
+    (tmp_path / REFERENCE_NAME).write_bytes(low.companions[0][1].read_bytes())
+    with pytest.raises(ValueError, match="an option of vela that edgeq does not use: --output-format=tfl"):
+        EthosU(tmp_path / low.path.name, U55, 1, trusted=False).load()
+
+
 def test_without_its_tosa_programs_nothing_is_said_of_an_artifact(tmp_path):
     low = made("static-int8", U55)
     (tmp_path / low.path.name).write_bytes(low.path.read_bytes())

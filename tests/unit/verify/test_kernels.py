@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeq.core.results.model import Layer
-from edgeq.verify.kernels import _precision, kernel_share
+from edgeq.verify.kernels import _precision, kernel_share, npu_share
 
 INT8 = (
     "Convolution (NHWC, QC8) IGEMM #1",

@@ -66,17 +66,21 @@ def compile_tosa(program: bytes, flags: Sequence[str], folder: Path) -> Compiled
         try:
             vela.main([*flags, f"--output-dir={folder / 'output'}", str(path)])
         except (Exception, SystemExit) as err:
-            raise UnsupportedError(f"vela cannot compile it: {_told(said.getvalue(), err)}", _FIX) from err
+            raise cannot_compile(said.getvalue(), err) from err
     return read_output(folder)
 
 
-_FIX = "check the table [npu] of the target's profile, or replace the operator that this error names"
+def cannot_compile(said: str, err: BaseException) -> UnsupportedError:
+    """Return the error of a program that vela refuses.
 
-
-def _told(said: str, err: BaseException) -> str:
-    """Return the line that says what is wrong: vela prints some errors, and ends the process."""
+    Args:
+        said: what vela printed: it prints some errors, and ends the process.
+        err: what it raised.
+    """
     lines = [line.strip() for line in said.splitlines() if "rror" in line]
-    return lines[-1] if lines else first_line(err) if isinstance(err, Exception) else "it ended without a message"
+    why = first_line(err) if isinstance(err, Exception) else lines[-1] if lines else "it ended without a message"
+    fix = "check the table [npu] of the target's profile, or replace the operator that this error names"
+    return UnsupportedError(f"vela cannot compile it: {why}", fix)
 
 
 def read_output(folder: Path) -> Compiled:

@@ -14,10 +14,10 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeq.core.errors import EnvironmentProblem, UnsupportedError
+from edgeq.core.errors import EnvironmentProblem
 from edgeq.core.results.model import NpuFacts, QuantizedModel
 from edgeq.core.system import replaced
-from edgeq.core.vela import REFERENCE_NAME, Compiled, quiet, read_output
+from edgeq.core.vela import REFERENCE_NAME, Compiled, cannot_compile, quiet, read_output
 from edgeq.lower.spec import LowerSpec
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -55,10 +55,8 @@ class Parts:
                 with quiet() as said:
                     try:
                         stream = plain(tosa_flatbuffer, args, **options | {"intermediate_path": folder})
-                    except SystemExit as err:  # as it ends for options that it does not know
-                        lines = [line for line in said.getvalue().splitlines() if line.strip()]
-                        what = f"vela cannot compile for this NPU: {lines[-1] if lines else 'it does not say why'}"
-                        raise UnsupportedError(what, "check the table [npu] of the target's profile") from err
+                    except (Exception, SystemExit) as err:
+                        raise cannot_compile(said.getvalue(), err) from err
                 self.programs.append(bytes(tosa_flatbuffer))
                 self.compiled.append(read_output(Path(folder)))
             return stream

@@ -79,6 +79,7 @@ _VERIFIED_BY: dict[VerifiedBy, str] = {
     "emulator": "its own kernels under QEMU",
     "runtime": "its runtime, with this host's kernels",
     "stand-in": "its runtime on this host's CPU",
+    "reference": "TOSA's reference model",
     "none": "its graph only",
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from edgeq.core.preprocess import arithmetic_source
+from edgeq.core.runtimes import ETHOS_U
 from edgeq.core.targets import TargetProfile
 
 EXAMPLE_NAME = "run_example.py"
@@ -151,7 +152,8 @@ def has_example(target: TargetProfile) -> bool:
     OpenVINO's too, since its settings decide in which precision float layers are computed.
     """
     is_board = (target.platform, target.arch) == ("linux", "arm64") or target.runtime == "openvino"
-    return is_board and target.runtime in _LOADING
+    # the wheel's runtime has no Ethos-U
+    return is_board and target.runtime in _LOADING and target.backend not in ETHOS_U
 
 
 def example_script(target: TargetProfile, artifact: str, *, has_state: bool = False) -> str:

@@ -30,6 +30,7 @@ from edgeq.core.manifest import (
     LayerSummary,
     Manifest,
     ModelFacts,
+    NpuNeeds,
     ParityFacts,
     Provenance,
     QatFacts,
@@ -188,6 +189,7 @@ def _manifest(item: BundleInput, files: Sequence[FileEntry]) -> Manifest:
         ),
         not_emulated=verified.not_emulated or None,
         cuda=_filled(CudaBox, lowered.cuda),
+        npu=_filled(NpuNeeds, lowered.npu),
         verified_on=_verified_on(verified),
         provenance=Provenance(
             source_sha256=item.inputs.model.source_sha256,

@@ -199,6 +199,7 @@ def limit_gates(
         verified: what running it showed, here or elsewhere.
         options: the limits, the shipped bundle, and what may stay unmeasured.
     """
+    npu = bundle.manifest.npu
     measured = Measured(
         size_bytes=bundle.manifest.size_bytes,
         download_bytes=download_bytes,
@@ -208,6 +209,8 @@ def limit_gates(
         target_arch=bundle.manifest.target.arch,
         target_platform=bundle.manifest.target.platform,
         threads=bundle.manifest.threads,
+        sram_bytes=npu.sram_bytes + npu.planned_bytes if npu else None,
+        cycles=npu.cycles if npu else None,
     )
     judged = [limit_gate(name, limit, measured) for name, limit in options.limits]
     judged += instruction_gates(options.shipped, verified)

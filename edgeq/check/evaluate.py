@@ -158,6 +158,8 @@ def asked_gates(
         target_platform=target.platform,
         threads=target.device.threads,
         times_on=options.times_on,
+        sram_bytes=verified.npu.needed_sram_bytes if verified.npu else None,
+        cycles=verified.npu.cycles if verified.npu else None,
     )
     return [
         *(limit_gate(name, limit, measured) for name, limit in options.limits),
@@ -230,6 +232,10 @@ def _is_asked(gate: Gate) -> bool:
     return gate.bound is not None or gate.name == INSTRUCTIONS_GATE or gate.name in store_limits()
 
 
+# what quantizes inputs and dequantizes outputs, or narrows whole numbers, around what an NPU computes
+_IN_AND_OUT = ("quantized_decomposed::", "dim_order_ops::")
+
+
 def preprocessing_gates(unapplied: str) -> tuple[Gate, ...]:
     """Report preprocessing that the manifest states but no sample went through as unverified (exit code 7)."""
     if not unapplied:
@@ -246,6 +252,15 @@ def size_warnings(verified: VerifyReport) -> tuple[str, ...]:
     beyond = verified.sizes.beyond if verified.sizes else ()
     bad = [run.text for run in beyond if run.outcome in ("other", "crashes")]
     return (f"outside of the sizes that it was packaged for, {'; '.join(bad)}: check sizes in the app",) if bad else ()
+
+
+def npu_warnings(verified: VerifyReport) -> tuple[str, ...]:
+    """Say what of a model for an NPU its CPU computes, beyond what takes the values in and out."""
+    if verified.npu is None:
+        return ()
+    other = [name for name in verified.npu.cpu_operators if not name.startswith(_IN_AND_OUT)]
+    what = "the CPU computes what the NPU does not take, and the firmware needs these kernels"
+    return (f"{what}: {', '.join(other)}",) if other else ()
 
 
 def _device_warnings(verified: VerifyReport) -> tuple[str, ...]:
@@ -281,6 +296,7 @@ def _warnings(artifact: Artifact, inputs: Inputs, target: TargetProfile, scheme:
         *quantized.remarks,
         *inputs.remarks,
         *((verified.stand_in,) if verified.stand_in else ()),
+        *npu_warnings(verified),
         *_device_warnings(verified),
         *size_warnings(verified),
         *training_warnings(quantized.tuning),

@@ -14,6 +14,8 @@ def amount(value: float, dimension: Dimension) -> str:
     if dimension == "bytes":
         whole = math.ceil(value)
         return f"{whole} B" if whole < 1000 else f"{format_bytes(whole)} ({whole:,} B)"
+    if dimension == "cycles":
+        return f"{math.ceil(value):,} cycles"
     return f"{value:.3g}%" if dimension == "%" else f"{value:.3g} {dimension}"
 
 

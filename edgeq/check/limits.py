@@ -34,6 +34,8 @@ _PHONES = ("android", "ios")
 
 _APART_DB = 10.0
 
+_NO_NPU = "only vela measures this, for targets of Ethos-U"
+
 _LEAST_RUNS = 10  # of fewer, one time in ten that is slower would not be seen
 
 
@@ -50,6 +52,7 @@ class Measured:
         target_arch, target_platform: the target's.
         threads: of the app; a device timing with another number of threads does not count for latency.
         times_on: as in `GateOptions`.
+        sram_bytes, cycles: of an artifact for an Ethos-U; None for others.
     """
 
     size_bytes: int
@@ -61,6 +64,8 @@ class Measured:
     target_platform: str
     threads: int
     times_on: str | None = None
+    sram_bytes: int | None = None
+    cycles: int | None = None
 
 
 def counts_on(times_on: str | None, cpu: str) -> bool:
@@ -104,6 +109,10 @@ def _value(name: LimitName, limit: float, measured: Measured) -> tuple[float | N
         return measured.size_bytes, ""
     if name == "download":
         return measured.download_bytes, ""
+    if name == "sram":
+        return measured.sram_bytes, _NO_NPU if measured.sram_bytes is None else "by vela, and what the runtime plans"
+    if name == "cycles":
+        return measured.cycles, _NO_NPU if measured.cycles is None else "vela's estimate, without the CPU's share"
     if name == "accuracy_drop":
         # the drop that counts; the converted graph's can only fail an artifact that was not run
         only = measured.verified.graph_only

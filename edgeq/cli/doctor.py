@@ -22,6 +22,7 @@ from edgeq.cli.console import open_progress, say, say_json
 from edgeq.cli.options import ConfigOptions, grouped, to_values
 from edgeq.core.errors import EnvironmentProblem, ExitCode, UsageError
 from edgeq.core.profiles import profile_files, profile_values
+from edgeq.core.runtimes import ETHOS_U
 from edgeq.core.units import format_bytes
 
 if TYPE_CHECKING:
@@ -84,7 +85,12 @@ _RUNTIME_NEEDS = {
 
 _BACKEND_NEEDS = {"coreml": "coremltools"}  # executorch brings it, on Linux x86_64 and macOS only
 
-_EXTRAS_OF_BACKENDS = {"qnn-htp": ("onnxruntime-qnn", "qnn")}  # x86_64 Linux with glibc 2.35, and Windows
+# by backend: the packages that it needs beside its runtime, what they are for, and the extra
+_EXTRAS_OF_BACKENDS = {
+    # x86_64 Linux with glibc 2.35, and Windows
+    "qnn-htp": (("onnxruntime-qnn",), "which holds the emulator of the NPU", "qnn"),
+    **dict.fromkeys(ETHOS_U, (("ethos-u-vela", "tosa-tools"), "to compile for the NPU and to verify", "ethos-u")),
+}
 
 _NO_GPU = "no NVIDIA driver: emulated on the CPU, not timed, no AOTInductor package"
 
@@ -302,9 +308,9 @@ def _target(target: str, runtime: str, backend: str, present: set[str]) -> Findi
     elif backend in _BACKEND_NEEDS and _version(_BACKEND_NEEDS[backend]) is None:
         remark = f"needs {_BACKEND_NEEDS[backend]}, which is available on Linux x86_64 and macOS"
         fix = "run edgeq on such a machine"
-    elif backend in _EXTRAS_OF_BACKENDS and _version(_EXTRAS_OF_BACKENDS[backend][0]) is None:
-        name, extra = _EXTRAS_OF_BACKENDS[backend]
-        remark, fix = f"needs {name}, which holds the emulator of the NPU", edgeq.core.system.install_command(extra)
+    elif backend in _EXTRAS_OF_BACKENDS and None in map(_version, _EXTRAS_OF_BACKENDS[backend][0]):
+        names, use, extra = _EXTRAS_OF_BACKENDS[backend]
+        remark, fix = f"needs {' and '.join(names)}, {use}", edgeq.core.system.install_command(extra)
     elif backend in _ENGINES_OF_X86 and platform.machine() not in ("x86_64", "AMD64"):
         remark, fix = f"the {backend} engine can only be verified on an x86 host", "run edgeq on an x86_64 machine"
     else:

@@ -77,7 +77,9 @@ def show(
     if isinstance(found, edgeq.core.targets.TargetGroup):
         values = _group_json(found)
     else:
-        values = found.model_dump(mode="json", exclude={"extends"}, exclude_unset=False)
+        # only Ethos-U has an npu
+        excluded = {"extends"} if found.npu else {"extends", "npu"}
+        values = found.model_dump(mode="json", exclude=excluded, exclude_unset=False)
     if as_json:
         say_json({"schema_version": 1, "target": values})
     else:

@@ -266,6 +266,13 @@ class Limits:
     ] = None
     peak_memory: Annotated[str | None, Doc("Peak memory while the model runs, such as 120MB.")] = None
     load: Annotated[str | None, Doc("Time to load the model, such as 300ms.")] = None
+    sram: Annotated[
+        str | None,
+        Doc("Ethos-U: SRAM for the NPU's scratch memory, by vela, and for the tensors between its parts, such as 1MB."),
+    ] = None
+    cycles: Annotated[
+        str | None, Doc("Ethos-U: cycles of the NPU for one inference, as vela estimates them, such as 3Mcycles.")
+    ] = None
     delta: Annotated[
         str | None,
         NotInKey(_AT_RELEASE),
@@ -598,7 +605,7 @@ class PackageConfig(RunConfig):
         NotInKey(_JUDGED_AGAIN),
         Doc(
             "Limit that a gate enforces: size=5MB, download=4MB, accuracy_drop=0.5pp, sqnr=30dB, agreement=99%, "
-            "drift=3dB, latency=40ms, peak_memory=120MB, load=300ms; repeatable."
+            "drift=3dB, latency=40ms, peak_memory=120MB, load=300ms, sram=1MB, cycles=3Mcycles; repeatable."
         ),
     ] = Limits()
     limit_on: Annotated[

@@ -56,7 +56,7 @@ Measure = Annotated[
     Annotated[float, Field(allow_inf_nan=False)] | Literal["inf", "-inf", "nan"], BeforeValidator(_rounded)
 ]
 
-FileRole = Literal["artifact", "weights", "golden", "compiled", "example"]
+FileRole = Literal["artifact", "weights", "golden", "compiled", "example", "reference"]
 
 Dtype = Literal["float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool"]
 
@@ -73,8 +73,8 @@ class TargetFacts(Strict):
     """The target that it runs on."""
 
     name: Slug
-    platform: Literal["android", "ios", "linux"]
-    arch: Literal["arm64", "x86_64"]
+    platform: Literal["android", "ios", "linux", "bare-metal"]
+    arch: Literal["arm64", "x86_64", "cortex-m"]
     runtime: RuntimeName
     backend: BackendName
 
@@ -153,6 +153,24 @@ class CudaBox(Strict):
     cuda: str | None = Field(description="CUDA version of the compiled package; null without one")
     compiled_for: str | None = Field(description="the only compute capability that runs that package; null without one")
     least_capability: str | None = Field(description="minimum compute capability for the arithmetic; null: any")
+
+
+class NpuNeeds(Strict):
+    """An artifact for an Ethos-U: what it was compiled for, and what a firmware must have for it."""
+
+    accelerator: str
+    system_config: str
+    memory_mode: str
+    parts: Count = Field(description="parts of the program that the NPU computes")
+    cycles: Count = Field(description="vela's estimate for the NPU, without what the CPU does around its parts")
+    sram_bytes: Count = Field(description="vela's figure, of the NPU's tensors and caches")
+    dram_bytes: Count = Field(description="the same in DRAM")
+    flash_bytes: Count = Field(description="commands and weights of the NPU")
+    scratch_bytes: Count = Field(description="the scratch pool: what the NPU needs of the temporary allocator")
+    planned_bytes: Count = Field(
+        description="of the method pool: what the runtime sets aside for tensors, beside its own structures"
+    )
+    cpu_operators: tuple[str, ...] = Field(description="kernels that the firmware must have: what the CPU computes")
 
 
 class FileEntry(Strict):
@@ -371,6 +389,9 @@ class Manifest(Strict):
     not_emulated: str | None = Field(default=None, description="the reason, if the target has a device")
     cuda: CudaBox | None = Field(
         default=None, exclude_if=lambda box: box is None, description="absent for other runtimes"
+    )
+    npu: NpuNeeds | None = Field(
+        default=None, exclude_if=lambda npu: npu is None, description="absent for other backends than Ethos-U"
     )
     verified_on: str = Field(description="what ran the artifact, by architecture, or none")
     provenance: Provenance

@@ -7,11 +7,25 @@ from typing import Literal
 RuntimeName = Literal["executorch", "torchscript", "onnx", "openvino", "cuda"]
 
 BackendName = Literal[
-    "xnnpack", "coreml", "qnnpack", "x86", "fbgemm", "ort", "qnn-htp", "openvino", "cuda", "cuda-torchscript"
+    "xnnpack",
+    "coreml",
+    "ethos-u55",
+    "ethos-u85",
+    "qnnpack",
+    "x86",
+    "fbgemm",
+    "ort",
+    "qnn-htp",
+    "openvino",
+    "cuda",
+    "cuda-torchscript",
 ]
 
+# Arm's NPUs, whose artifacts run on their boards only, and here as what the reference model of TOSA computes
+ETHOS_U: tuple[BackendName, ...] = ("ethos-u55", "ethos-u85")
+
 BACKENDS: dict[RuntimeName, tuple[BackendName, ...]] = {
-    "executorch": ("xnnpack", "coreml"),
+    "executorch": ("xnnpack", "coreml", *ETHOS_U),
     "torchscript": ("qnnpack", "x86", "fbgemm"),
     "onnx": ("ort", "qnn-htp"),
     "openvino": ("openvino",),

@@ -26,6 +26,7 @@ from typing import Any
 
 from edgeq.core.errors import EnvironmentProblem
 from edgeq.core.files import canonical_json, sha256_bytes, sha256_file
+from edgeq.core.runtimes import ETHOS_U
 
 
 def package_folder() -> Path:
@@ -268,6 +269,7 @@ EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "openvino": ("openvino", ("torch", "torchao", "executorch", "onnx", "onnxscript", "openvino")),
     "cuda": ("cuda", ("torch",)),
     "qnn-htp": ("qnn", ("onnxruntime_qnn",)),
+    **dict.fromkeys(ETHOS_U, ("ethos-u", ("ethosu", "serializer", "tosa_reference_model", "ml_dtypes"))),
     "torchvision": ("torchvision", ("torchvision",)),
     "hf": ("hf", ("transformers",)),
     "timm": ("timm", ("timm",)),
@@ -275,6 +277,10 @@ EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "cluster": ("cluster", ("distributed",)),
     "map": ("map", ("pycocotools",)),
 }
+
+# what no extra can bring: tosa-tools 2026.5.0 asks for jsonschema 4.24.0, NumPy below 2.2 and other pins of old, which
+# edgeq's own libraries exclude and its reference model does not need
+_WITHOUT_EXTRA = {"ethos-u": "pip install --no-deps ethos-u-vela==5.1.0 tosa-tools==2026.5.0 ml_dtypes"}
 
 # what the extra of every runtime brings
 _OF_RUNTIMES = frozenset({"torch", "torchao", "numpy", "PIL", "safetensors"})
@@ -326,6 +332,10 @@ def install_command(*extras: str) -> str:
     It names the checkout or wheel that edgeq itself was installed from, else the packages that the extras bring: edgeq
     is not published, so another project can take its name.
     """
+    apart = [_WITHOUT_EXTRA[name] for name in extras if name in _WITHOUT_EXTRA]
+    extras = tuple(name for name in extras if name not in _WITHOUT_EXTRA)
+    if apart:
+        return " && ".join([*([install_command(*extras)] if extras else []), *dict.fromkeys(apart)])
     installed = importlib.metadata.distribution("edgeq")
     origin = json.loads(installed.read_text("direct_url.json") or "{}")
     path = Path(urllib.parse.unquote(urllib.parse.urlsplit(origin.get("url", "")).path))

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgeq.core.errors import UsageError
 from edgeq.core.profiles import group_files, profile_files
-from edgeq.core.runtimes import BACKENDS, BackendName, RuntimeName
+from edgeq.core.runtimes import BACKENDS, ETHOS_U, BackendName, RuntimeName
 from edgeq.core.schema import explain, find_file, read_toml
 from edgeq.core.schemes import SchemeName
 
@@ -23,10 +23,15 @@ _NO_GPU = ("", "no emulator has GPU kernels")  # this host's GPU, or its CPU in 
 
 NPU = "qnn-htp"  # emulated by Qualcomm's own emulator, and not by QEMU
 
-_ONLY_IN = {
+_REFERENCE = ("", "no emulator of Ethos-U comes from a package registry; the TOSA reference model stands in for it")
+
+_WHOLE_NUMBERS = frozenset({"static-int8", "static-a16w8"})  # schemes of NPUs without float arithmetic
+
+_ONLY_IN: dict[str, tuple[str, str]] = {
     "coreml": ("Darwin", "Core ML runs on Apple's devices only"),
     "cuda": _NO_GPU,
     "cuda-torchscript": _NO_GPU,
+    **dict.fromkeys(ETHOS_U, _REFERENCE),
 }
 
 
@@ -81,14 +86,27 @@ class Device(_Strict):
     )
 
 
+class Npu(_Strict):
+    """The Ethos-U that vela compiles for; the names are those of vela's options and of its `Arm/vela.ini`."""
+
+    accelerator: str = Field(
+        pattern=r"^ethos-u(55-(32|64|128|256)|85-(128|256|512|1024|2048))$",
+        description="the NPU with its multipliers, such as ethos-u55-128",
+    )
+    system_config: str = Field(
+        pattern=r"^\w+$", description="clock and memories of the chip, such as Ethos_U55_High_End_Embedded"
+    )
+    memory_mode: str = Field(pattern=r"^\w+$", description="Shared_Sram, Sram_Only or Dedicated_Sram")
+
+
 class TargetProfile(_Strict):
     """A target profile. Limits of size, latency and accuracy belong to the project, not here."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")
     description: str
     extends: str | None = Field(default=None, description="a target whose values this one inherits")
-    platform: Literal["android", "ios", "linux"]
-    arch: Literal["arm64", "x86_64"]
+    platform: Literal["android", "ios", "linux", "bare-metal"]
+    arch: Literal["arm64", "x86_64", "cortex-m"]
     runtime: RuntimeName
     backend: BackendName
     file_format: FileFormat = Field(
@@ -98,6 +116,7 @@ class TargetProfile(_Strict):
     audit: dict[SchemeName, Audit] = Field(default_factory=dict)
     app: App
     device: Device = Device()
+    npu: Npu | None = Field(default=None, description="what the backends ethos-u55 and ethos-u85 compile for")
 
     @property
     def reduce_range(self) -> bool:
@@ -113,6 +132,14 @@ class TargetProfile(_Strict):
             )
         if self.runtime != "onnx" and (self.file_format != "onnx" or self.app.build != "full"):
             raise ValueError("file_format and app.build need the runtime onnx")
+        if (self.npu is not None) != (self.backend in ETHOS_U):
+            raise ValueError(f"the table npu is for the backends {' and '.join(ETHOS_U)}, and these need it")
+        if self.npu is not None and not self.npu.accelerator.startswith(f"{self.backend}-"):
+            raise ValueError(f"npu.accelerator {self.npu.accelerator} is not an {self.backend}")
+        if self.backend in ETHOS_U and not _WHOLE_NUMBERS.issuperset(self.schemes):
+            raise ValueError(f"Ethos-U computes in whole numbers: its schemes are {', '.join(sorted(_WHOLE_NUMBERS))}")
+        if self.backend not in (*ETHOS_U, NPU) and "static-a16w8" in self.schemes:
+            raise ValueError(f"scheme static-a16w8 is for NPUs: the backends {', '.join((NPU, *ETHOS_U))}")
         if self.file_format == "ort" and "fp16" in self.schemes:
             raise ValueError(
                 "scheme fp16 needs file_format = 'onnx': an .ort file contains the float32 casts of "
@@ -152,9 +179,11 @@ _ACCELERATORS = {
     "cuda": "NVIDIA GPU",
     "cuda-torchscript": "NVIDIA GPU",
     NPU: "Hexagon NPU",
+    "ethos-u55": "Ethos-U55 NPU",
+    "ethos-u85": "Ethos-U85 NPU",
 }
 
-VerifiedBy = Literal["emulator", "runtime", "stand-in", "none"]
+VerifiedBy = Literal["emulator", "runtime", "stand-in", "reference", "none"]
 
 
 def accelerator(backend: str) -> str:
@@ -167,8 +196,11 @@ def verified_by(target: TargetProfile) -> VerifiedBy:
 
     `emulator`: the device's own kernels, emulated by QEMU (an NPU by its vendor's emulator), and this host's.
     `runtime`: its runtime with this host's kernels.
-    `stand-in`: its runtime on this host's CPU, in place of a GPU. `none`: only the converted graph is judged.
+    `stand-in`: its runtime on this host's CPU, in place of a GPU. `reference`: the reference model of the language that
+    the NPU's compiler takes. `none`: only the converted graph is judged.
     """
+    if target.backend in ETHOS_U:
+        return "reference"
     system, _ = _ONLY_IN.get(target.backend, ("Linux", ""))
     if system not in ("", "Linux"):
         return "none"
@@ -184,11 +216,12 @@ def why_not_run(backend: str) -> str:
 
 
 # backends whose artifacts have one size for each input
-_FIXED_SIZES = {
+_FIXED_SIZES: dict[str, str] = {
     "coreml": "no Core ML runtime runs here that could verify other sizes",
     NPU: "the NPU's compiler takes fixed sizes only",
     "cuda": "edgeq compiles one size for each artifact there",
     "cuda-torchscript": "edgeq compiles one size for each artifact there",
+    **dict.fromkeys(ETHOS_U, "vela compiles fixed sizes only"),
 }
 
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 from edgeq.core.errors import UsageError, nearest
 
-Dimension = Literal["bytes", "ms", "s", "pp", "%", "dB"]
+Dimension = Literal["bytes", "ms", "s", "pp", "%", "dB", "cycles"]
 
 _FACTORS: dict[Dimension, dict[str, Decimal]] = {
     "bytes": {
@@ -31,6 +31,7 @@ _FACTORS: dict[Dimension, dict[str, Decimal]] = {
     "pp": {"pp": Decimal(1), "%": Decimal(1)},
     "%": {"%": Decimal(1)},
     "dB": {"dB": Decimal(1)},
+    "cycles": {"cycles": Decimal(1), "kcycles": Decimal(10**3), "Mcycles": Decimal(10**6)},
 }
 
 _EXAMPLE: dict[Dimension, str] = {
@@ -40,6 +41,7 @@ _EXAMPLE: dict[Dimension, str] = {
     "pp": "0.5pp",
     "%": "2%",
     "dB": "30dB",
+    "cycles": "3Mcycles or 800kcycles",
 }
 
 _QUANTITY = re.compile(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([A-Za-z%]+)\s*", re.ASCII)
@@ -91,6 +93,10 @@ def format_quantity(value: float, dimension: Dimension) -> str:
         if 0 < value < 0.01:  # a limit of 1us is not 0.00 ms
             return f"{value:.2g} ms"
         return f"{value:.2f} ms" if value < 100 else f"{value:.0f} ms"
+    if dimension == "cycles":
+        if value < 10_000:
+            return f"{value:.0f} cycles"
+        return f"{value / 1e3:.1f} kcycles" if value < 999_950 else f"{value / 1e6:.2f} Mcycles"
     return f"{value:.2f}%" if dimension == "%" else f"{value:.2f} {dimension}"
 
 

@@ -46,7 +46,7 @@ def check_coreml() -> None:
         raise EnvironmentProblem(what, fix)
 
 
-def partitioner(quantized: QuantizedModel, _left_out: Collection[str] = ()) -> Any:
+def partitioner(quantized: QuantizedModel, _left_out: Collection[str] = (), _spec: Any = None) -> Any:
     """Return Core ML's partitioner, for iOS 17 and newer and all compute units.
 
     ExecuTorch's Swift package requires iOS 17.

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgeq.core.config import Task
-from edgeq.core.errors import UnsupportedError, first_line
+from edgeq.core.errors import EdgeqError, UnsupportedError, first_line
 from edgeq.core.operators import exported
 from edgeq.core.results.model import Layer, LoweredModel, QuantizedModel
+from edgeq.core.runtimes import ETHOS_U
 from edgeq.core.samples import varying_sizes
 from edgeq.core.system import replaced
-from edgeq.lower import coreml
+from edgeq.lower import coreml, ethos
 from edgeq.lower.edge_speedups import speedups
 from edgeq.lower.layers import MODULE_KEY, delegated_share, graph_layer, is_of_input
 from edgeq.lower.spec import LowerSpec
@@ -36,7 +37,9 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
         UnsupportedError: ExecuTorch cannot express the model.
     """
     with spec.progress.task(f"lower {spec.label}") as task:
-        edge = _to_edge(quantized, spec, task)
+        parts = ethos.Parts()
+        with parts.recorded() if spec.npu else contextlib.nullcontext():
+            edge = _to_edge(quantized, spec, task)
         layers, undelegated = _facts(edge.exported_program())
         stored = DELEGATES[spec.backend].stored(quantized, _stored(edge.exported_program()))
         try:
@@ -50,18 +53,22 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
         with path.open("wb") as file:
             program.write_to_file(file)
     plan = program.executorch_program.execution_plan[0]
+    operators = tuple(sorted({f"{op.name}.{op.overload}" if op.overload else str(op.name) for op in plan.operators}))
+    planned_bytes = sum(plan.non_const_buffer_sizes)
     return LoweredModel(
         path=path,
         runtime="executorch",
         runtime_version=importlib.metadata.version("executorch"),
         bytecode_version=None,
         passes=("to_edge_transform_and_lower", DELEGATES[spec.backend].title, "to_executorch"),
-        operators=tuple(sorted({f"{op.name}.{op.overload}" if op.overload else str(op.name) for op in plan.operators})),
+        operators=operators,
         undelegated=undelegated,
         layers=layers,
         delegated_macs=delegated_share(layers),
-        planned_memory_bytes=sum(plan.non_const_buffer_sizes) if varying_sizes(spec.inputs) else None,
+        planned_memory_bytes=planned_bytes if varying_sizes(spec.inputs) else None,
         stored=stored,
+        companions=(("reference", parts.write(spec.folder)),) if spec.npu else (),
+        npu=parts.facts(spec.npu, planned_bytes, operators) if spec.npu else None,
     )
 
 
@@ -80,8 +87,10 @@ def _to_edge(quantized: QuantizedModel, spec: LowerSpec, task: Task) -> Any:
                     program = exported(quantized.graph, inputs, spec.inputs)
                 program = _expressible(program)
                 with delegate.around(program):
-                    partitioner = delegate.partitioner(quantized, left_out)
+                    partitioner = delegate.partitioner(quantized, left_out, spec)
                     return to_edge_transform_and_lower(program, partitioner=[partitioner])
+        except EdgeqError:
+            raise
         except Exception as err:  # torch.export and the passes raise many types
             tripped = _tripped(err) if spec.backend == "xnnpack" else ""
             if tripped and tripped not in left_out:
@@ -96,7 +105,11 @@ def _to_edge(quantized: QuantizedModel, spec: LowerSpec, task: Task) -> Any:
 
 
 # what takes operators that the delegate's lowering does not; iOS has no TorchScript target
-_OTHER_TARGET = {"xnnpack": "a TorchScript target", "coreml": "--target ios-arm64-xnnpack"}
+_OTHER_TARGET: dict[str, str] = {
+    "xnnpack": "a TorchScript target",
+    "coreml": "--target ios-arm64-xnnpack",
+    **dict.fromkeys(ETHOS_U, "--target linux-arm64-xnnpack, on a CPU"),
+}
 
 # the delegate's passes write the left one as the right one, and the partitioner knows the left one
 _BEFORE_PASSES = {"amax.default": "max.dim"}
@@ -270,18 +283,18 @@ class Delegate:
         around: context manager that is active while a program is lowered.
         check: raises before a long run if something is missing here.
         stored: how many elements of each dtype the delegate stores, of those that the program has.
-        library: a library besides ExecuTorch that affects the artifact; "" for none.
+        libraries: those besides ExecuTorch that affect the artifact or its verification.
     """
 
     title: str
-    partitioner: Callable[[QuantizedModel, Collection[str]], Any]
+    partitioner: Callable[[QuantizedModel, Collection[str], LowerSpec], Any]
     around: Callable[[Any], AbstractContextManager[None]]
     check: Callable[[], None]
     stored: Callable[[QuantizedModel, Stored], Stored]
-    library: str = ""
+    libraries: tuple[str, ...] = ()
 
 
-def _xnnpack(_quantized: QuantizedModel, left_out: Collection[str]) -> Any:
+def _xnnpack(_quantized: QuantizedModel, left_out: Collection[str], _spec: LowerSpec) -> Any:
     from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
     from executorch.backends.xnnpack.partition.config.generic_node_configs import ConstantPadConfig
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
@@ -351,7 +364,12 @@ def _xnnpack_passes(program: Any) -> Iterator[None]:
 
 
 def _no_check() -> None:
-    """XNNPACK comes with ExecuTorch."""
+    """The delegate comes with ExecuTorch, or `check_extras` looks for what it needs."""
+
+
+@contextlib.contextmanager
+def _as_it_is(_program: Any) -> Iterator[None]:
+    yield
 
 
 def _as_in_the_program(_quantized: QuantizedModel, found: Stored) -> Stored:
@@ -372,15 +390,26 @@ DELEGATES: dict[str, Delegate] = {
         around=coreml.repeatable,
         check=coreml.check_coreml,
         stored=coreml.stored,
-        library="coremltools",
+        libraries=("coremltools",),
+    ),
+    **dict.fromkeys(
+        ETHOS_U,
+        Delegate(
+            title="EthosUPartitioner",
+            partitioner=ethos.partitioner,
+            around=_as_it_is,
+            check=_no_check,
+            stored=_as_in_the_program,
+            libraries=("ethos-u-vela", "tosa-tools"),
+        ),
     ),
 }
 
 
 def delegate_tools(backend: str) -> dict[str, str]:
-    """Return name and version of the library behind a backend's delegate; empty for most backends."""
-    library = DELEGATES[backend].library if backend in DELEGATES else ""
-    return {library: importlib.metadata.version(library)} if library else {}
+    """Return name and version of the libraries behind a backend's delegate; empty for most backends."""
+    libraries = DELEGATES[backend].libraries if backend in DELEGATES else ()
+    return {name: importlib.metadata.version(name) for name in libraries}
 
 
 def check_delegates(backends: tuple[str, ...]) -> None:

@@ -18,6 +18,7 @@ from edgeq.core.manifest import Bundle, Manifest
 from edgeq.core.results.artifact import Artifact, Inputs, Observed
 from edgeq.core.results.measured import DeviceMeasures, DeviceRun, Emulation, VerifyReport
 from edgeq.core.results.report import Gate, GoldenSet
+from edgeq.core.runtimes import ETHOS_U
 from edgeq.core.samples import Batch, Dataset, Outputs, batch_size, batches, run_in_order, state_specs
 from edgeq.core.targets import NPU, TargetProfile, why_not_emulated
 from edgeq.core.units import counted
@@ -204,9 +205,11 @@ def device_setting(manifest: Manifest, options: DeviceConfig, progress: Progress
         with open_session(parse_link(options.on)) as session:
             # install the runtime on the real device, and self-test it
             target, board = manifest.target, session.board
-            if target.backend == NPU:
+            if target.backend in (NPU, *ETHOS_U):
                 what = f"target {target.name} runs on an NPU, but edgeq's runners on real devices use CPUs"
-                raise UnsupportedError(what, "verify in the emulator: --on emulator")
+                raise UnsupportedError(
+                    what, "verify in the emulator: --on emulator" if target.backend == NPU else "omit --on"
+                )
             if board.arch != target.arch:
                 what = f"target {target.name} needs {target.arch}, but {board.title} is {board.arch}"
                 raise EnvironmentProblem(what, f"choose a device with {target.arch}: --on ssh:HOST or --on adb:SERIAL")

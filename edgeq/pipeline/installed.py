@@ -28,6 +28,7 @@ from edgeq.core.files import canonical_json, sha256_bytes, sha256_file
 _ROOTS = (
     *("torch", "torchvision", "torchao", "executorch", "numpy", "pillow", "safetensors", "pydantic", "backports.zstd"),
     *("bsdiff4", "jinja2", "pygal", "scikit-learn", "onnx", "onnxscript", "onnxruntime", "openvino"),
+    *("ethos-u-vela", "tosa-tools"),
 )
 
 # lines that differ with the installer and with the environment's path

@@ -15,6 +15,7 @@ from edgeq.core.errors import EdgeqError, UsageError
 from edgeq.core.results.artifact import Inputs
 from edgeq.core.results.model import ModelFacts
 from edgeq.core.results.report import DataFacts, ModelError, PackageResult
+from edgeq.core.runtimes import ETHOS_U
 from edgeq.core.schemes import (
     AUTO,
     AUTO_TRIES,
@@ -106,6 +107,7 @@ class BuildUnit:
             reduce_range=target.reduce_range,
             native=target.runtime == "cuda" and target.arch == host_arch(),
             file_format=target.file_format,
+            npu=(target.npu.accelerator, target.npu.system_config, target.npu.memory_mode) if target.npu else None,
         )
 
     @property
@@ -245,6 +247,7 @@ class ArtifactSpec:
     Attributes:
         fresh: whether all ranges are new ones, though the job names a shipped model whose are to be reused.
         native: whether it may be compiled for this machine; of runtimes that compile nothing, no.
+        npu: what an Ethos-U is compiled for, as `LowerSpec` has it.
     """
 
     runtime: str
@@ -255,12 +258,14 @@ class ArtifactSpec:
     reduce_range: bool = False
     native: bool = False
     file_format: FileFormat = "onnx"
+    npu: tuple[str, str, str] | None = None
 
     @property
     def folder(self) -> str:
         """A folder's name for it."""
         own = f"-{self.file_format}" if self.runtime == "onnx" else ""
         marks = f"{'-fresh' if self.fresh else ''}{'-native' if self.native else ''}"
+        own += f"-{'-'.join(self.npu)}" if self.npu else ""
         return f"{self.backend}-{self.scheme}-{self.threads}{own}{marks}"
 
     @property
@@ -600,7 +605,9 @@ def _own(job: Job, target: TargetProfile, scheme: str, defaults: Defaults) -> _S
         return [("choose", f"{when}. Choose another with --scheme"), *_own(job, target, first, defaults)]
     apps = [str(app) for app, names in match_apps(job).items() if target.name in names]
     model = job.name or "<model>"
-    where = f"{why}: its converted graph only" if (why := why_not_run(target.backend)) else "on this host"
+    where = "by TOSA's reference model, in place of the NPU" if target.backend in ETHOS_U else "on this host"
+    if why := why_not_run(target.backend):
+        where = f"{why}: its converted graph only"
     verify = f"{where}, {job.data.metric or 'top-1'}" if job.data.evaluation else f"{where}, against fp32"
     return [
         *_quantize(job, target, scheme),

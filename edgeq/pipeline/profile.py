@@ -15,6 +15,7 @@ from edgeq.core.manifest import Bundle, Manifest
 from edgeq.core.profiles import profile_files
 from edgeq.core.results.artifact import Artifact, Inputs
 from edgeq.core.results.measured import Cost, CountReport, LatencyPrediction, VerifyReport
+from edgeq.core.runtimes import ETHOS_U
 from edgeq.core.safe_load import check_torchscript
 from edgeq.core.samples import Dataset, Sample, batches, varying_sizes
 from edgeq.core.system import check_extras
@@ -275,9 +276,10 @@ def installed_runtime(manifest: Manifest, progress: Progress) -> Installed:
     if target.arch != "arm64":
         what = f"target {target.name} runs on {target.arch}; instructions are counted for ARM64 cores"
         raise UnsupportedError(what, "measure it on this host: edgeq verify")
-    if target.backend == NPU:
+    if target.backend in (NPU, *ETHOS_U):
         what = f"target {target.name} runs on an NPU; instructions are counted for ARM64 cores"
-        raise UnsupportedError(what, "package for android-arm64-ort to count what its CPU would do")
+        other = "android-arm64-ort" if target.backend == NPU else "linux-arm64-xnnpack"
+        raise UnsupportedError(what, f"package for {other} to count what its CPU would do")
     wheels, missing = find_wheels(target.runtime, (manifest.runtime.oldest_in_field,))
     if not wheels:
         what = f"no ARM64 wheel is known for {target.runtime} {missing[0]}, the oldest in the field"

@@ -12,6 +12,7 @@ from edgeq.core.config import Job, Progress
 from edgeq.core.errors import UnsupportedError, UsageError
 from edgeq.core.results.artifact import Inputs
 from edgeq.core.results.model import LoadedModel, RankedLayers, Sensitivity
+from edgeq.core.runtimes import ETHOS_U
 from edgeq.core.samples import Batch, Outputs, evenly
 from edgeq.core.system import check_extras
 from edgeq.core.units import counted
@@ -80,6 +81,9 @@ def sensitivity(job: Job, progress: Progress) -> Ranking:
     if target.runtime not in RANKINGS:
         what = f"edgeq cannot rank the layers for {target.name}: runtime {target.runtime}"
         raise UnsupportedError(what, f"give a target with the runtime {' or '.join(sorted(RANKINGS))}")
+    if target.backend in ETHOS_U:  # Arm's quantizer takes layers apart, whose parts have ranges of their own
+        what = f"edgeq cannot rank the layers for {target.name}: an Ethos-U computes them in parts"
+        raise UnsupportedError(what, "rank them for --target linux-arm64-xnnpack")
     check_extras((target.runtime,))
     by_score = job.data.evaluation is not None or job.data.metric is not None
     job = with_demo_data(job)

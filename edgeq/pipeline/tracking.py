@@ -109,7 +109,7 @@ _TRACKED_PACKAGES = frozenset(
 _NATIVE_READERS = frozenset(
     {
         *("onnxruntime", "onnx", "openvino", "executorch", "coremltools", "tokenizers", "sentencepiece", "tiktoken"),
-        *("pytorch_tokenizers", "hf_xet"),
+        *("pytorch_tokenizers", "hf_xet", "ethosu", "tosa_serializer", "tosa_reference_model"),
     }
 )
 

@@ -46,7 +46,11 @@ METHODS: dict[tuple[str, str], Method] = {
     ),
     ("executorch", "static-int8"): Method(
         function="edgeq.quantize.pt2e:static_int8",
-        description="PT2E, the XNNPACK quantizer",
+        description="PT2E, the XNNPACK quantizer; for Ethos-U Arm's quantizer",
+    ),
+    ("executorch", "static-a16w8"): Method(
+        function="edgeq.quantize.pt2e:static_a16w8",
+        description="PT2E, Arm's quantizer for Ethos-U, int16 activations and int8 weights",
     ),
     ("executorch", "dynamic-int8"): Method(
         function="edgeq.quantize.pt2e:dynamic_int8",

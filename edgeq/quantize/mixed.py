@@ -82,7 +82,7 @@ def _pt2e_ground(spec: QuantizeSpec) -> SearchSpace:
 
     def finish(kept: Sequence[str], final: bool) -> QuantizedModel:
         fewer = _keeping(spec, kept)
-        prepared = pt2e.prepare(pt2e.float_graph(fewer.captured), fewer)
+        prepared = pt2e.prepare(pt2e.float_graph(fewer.captured, spec.backend), fewer)
         unshare(prepared, _ranged(prepared, subject, fewer).alone, subject.library.is_observer, spec.backend)
         before = pt2e.watched(prepared, spec) if final else None
         converted = pt2e.convert(prepared, spec.backend)
@@ -143,7 +143,9 @@ def _fx_subject(spec: QuantizeSpec) -> Subject:
 
 
 def _pt2e_subject(spec: QuantizeSpec) -> Subject:
-    return _calibrated(spec, lambda: pt2e.prepare(pt2e.float_graph(spec.captured), spec), pt2e.library(), pt2e.layer_of)
+    return _calibrated(
+        spec, lambda: pt2e.prepare(pt2e.float_graph(spec.captured, spec.backend), spec), pt2e.library(), pt2e.layer_of
+    )
 
 
 def _calibrated(spec: QuantizeSpec, prepare: Callable[[], Any], library: Library, layer_of: LayerName) -> Subject:

@@ -1,4 +1,4 @@
-"""PT2E quantization for ExecuTorch's XNNPACK delegate: int8 per channel weights, per tensor activations."""
+"""PT2E quantization for ExecuTorch, ONNX and OpenVINO: int8 weights per channel, activations per tensor."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from typing import Any
 
 from edgeq.core.errors import UnsupportedError, first_line
 from edgeq.core.results.model import BEFORE_LOGARITHM, COMPUTED, RECURRENT, TRANSPOSED, QuantizedModel, Tuning
+from edgeq.core.runtimes import ETHOS_U
 from edgeq.core.system import replaced
+from edgeq.quantize import ethos
 from edgeq.quantize.before_logs import IN_FLOAT_BY_PLAN, leave_lost_fronts_in_float, multiplies
 from edgeq.quantize.calibrate import activation_observer, calibrate, observed
 from edgeq.quantize.capture import MODULE_KEY, capture_batched, example_tensors
@@ -74,13 +76,15 @@ def static_int8(
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
     is_observer = library().is_observer
-    graph = float_graph(spec.captured if program is None else program)
+    graph = float_graph(spec.captured if program is None else program, spec.backend)
     with spec.progress.task(f"calibrate {spec.label}", spec.calibration.count) as task:
-        prepared = prepare(graph, spec)
+        prepared = prepare(graph, spec, scheme=scheme)
         # a second observer of each value that shares one costs time
-        with observed(prepared, is_observer if has_joins(prepared) else lambda _part: False) as ranges:
+        frees_joins = spec.backend not in ETHOS_U and has_joins(prepared)  # in float, they would leave the NPU
+        with observed(prepared, is_observer if frees_joins else lambda _part: False) as ranges:
             calibrate(prepared, spec.calibration, spec.inputs, task)
-    unshare(prepared, ranges.alone, is_observer, spec.backend)
+    if spec.backend not in ETHOS_U:
+        unshare(prepared, ranges.alone, is_observer, spec.backend)
     before = watched(prepared, spec)
     tuning = train(prepared) if train else None
     if spec.sticky is None:
@@ -98,6 +102,11 @@ def static_int8(
         layer_sqnrs=before.against(converted.graph),
         by_plan=prepared.meta[IN_FLOAT_BY_PLAN],
     )
+
+
+def static_a16w8(spec: QuantizeSpec) -> QuantizedModel:
+    """Calibrate and convert the captured model with activations in int16; raises the errors of `static_int8`."""
+    return static_int8(spec, scheme="static-a16w8")
 
 
 def qat_int8(spec: QuantizeSpec) -> QuantizedModel:
@@ -122,10 +131,17 @@ def qat_int8(spec: QuantizeSpec) -> QuantizedModel:
     return static_int8(spec, scheme="qat-int8", program=program, train=train)
 
 
-def float_graph(program: Any) -> Any:
-    """Return the torch.fx.GraphModule of an exported program, of its own, that `prepare` takes over."""
+def float_graph(program: Any, backend: str) -> Any:
+    """Return the torch.fx.GraphModule of an exported program, of its own, that `prepare` takes over.
+
+    Args:
+        program: an ExportedProgram.
+        backend: of the target. For Ethos-U the graph does not check its inputs: Arm's passes (ExecuTorch 1.5.1) take
+            that call for an operator, and refuse it.
+    """
     written = functional(program)
-    return program.module() if written is program else without_copies(written.module())
+    graph = written.module(check_guards=backend not in ETHOS_U)
+    return graph if written is program else without_copies(graph)
 
 
 def watched(prepared: Any, spec: QuantizeSpec) -> FloatRun:
@@ -140,13 +156,17 @@ def library() -> Library:
     return Library(is_observer=_is_activation_post_process, fixed=FixedQParamsObserver)
 
 
-def prepare(graph: Any, spec: QuantizeSpec) -> Any:
+def prepare(graph: Any, spec: QuantizeSpec, *, scheme: str = "static-int8") -> Any:
     """Return a captured graph with observers, of the values that a layer in int8 reads or writes; it takes it over.
 
     Raises:
         UnsupportedError: the quantizer cannot take the graph.
         UsageError: a --keep-fp32 name that the model does not have.
     """
+    if spec.backend in ETHOS_U:
+        prepared = _prepared(graph, ethos.quantizer(spec, scheme, _kept_names(graph, spec)))
+        prepared.meta[IN_FLOAT_BY_PLAN] = {}
+        return prepared
     is_float = _left_in_float(graph, spec)
     prepare_layers(graph, norms_in_float=is_float or (lambda _norm: False))
     leave_wide_softmax(graph)
@@ -242,7 +262,7 @@ def dynamic_int8(spec: QuantizeSpec) -> QuantizedModel:
     )
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
-    graph = float_graph(_unrolled(spec.captured))
+    graph = float_graph(_unrolled(spec.captured), spec.backend)
     is_float = _left_in_float(graph, spec)
     tables, tables_in_float = store_lookups(graph, _module_name, is_float or (lambda _node: False))
     prepare_layers(graph, norms_in_float=lambda _norm: True)
@@ -305,7 +325,7 @@ def _prepared(graph: Any, quantizer: Any) -> Any:
         with _norm_patterns_where_norms_are():
             return prepare_pt2e(graph, quantizer)
     except Exception as err:  # torchao raises many types
-        what = f"the XNNPACK quantizer cannot prepare this model: {first_line(err)}"
+        what = f"the quantizer cannot prepare this model: {first_line(err)}"
         raise UnsupportedError(what, "keep the layers named in this error in float (--keep-fp32)") from err
 
 
@@ -379,14 +399,21 @@ def _activation(spec: QuantizeSpec) -> dict[str, Any]:
 
 def _left_in_float(graph: Any, spec: QuantizeSpec) -> Callable[[Any], bool] | None:
     """Return whether a node belongs to a module that the user keeps in float, by name or type."""
-    if not spec.keep_fp32:
+    names = _kept_names(graph, spec)
+    if not names:
         return None
+    return lambda node: any(_stack_name(entry) in names for entry in node.meta.get("nn_module_stack", {}).values())
+
+
+def _kept_names(graph: Any, spec: QuantizeSpec) -> frozenset[str]:
+    """Return the names of the modules that the user keeps in float."""
+    if not spec.keep_fp32:
+        return frozenset()
     stacks = [list(node.meta.get("nn_module_stack", {}).values()) for node in graph.graph.nodes]
     modules = {_stack_name(entry): _type_name(entry[1]) for stack in stacks for entry in stack}
     if spec.model.kind == "module":  # names of modules that left no node, such as dropout, are no mistake
         modules |= {name: type(part).__name__ for name, part in spec.model.model.named_modules()}
-    names = matched_names(spec.keep_fp32, modules)
-    return lambda node: any(_stack_name(entry) in names for entry in node.meta.get("nn_module_stack", {}).values())
+    return matched_names(spec.keep_fp32, modules)
 
 
 def _module_name(node: Any) -> str:

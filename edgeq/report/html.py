@@ -487,7 +487,7 @@ def bundle_html(view: BundleView) -> str:
 
 
 def _remarks(row: PackageResult) -> list[str]:
-    remarks = ["emulated"] if row.verified.stand_in else []
+    remarks = [text.stand_in(row)] if row.verified.stand_in else []
     if row.by_default and row.scheme != "static-int8":
         remarks.append(f"scheme by default: {row.by_default}")
     return [*remarks, "random weights"] if row.weights == "random" else remarks
@@ -541,6 +541,8 @@ def _summary(row: PackageResult) -> tuple[SummaryLine, ...]:
         ("load", "load", "" if load is None else format_quantity(load, "ms"), "", ""),
         ("peak memory", "peak_memory", "" if peak is None else format_bytes(peak), "", ""),
         ("int8 MACs", "int8_macs", text.int8_share(row), "", ""),
+        ("NPU", "cycles", text.npu(row).replace("\n", "; "), "", ""),
+        ("SRAM", "sram", "", "", ""),
     ]
     summary = []
     for name, gate_name, measured, fp32, of_shipped in lines:

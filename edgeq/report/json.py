@@ -210,6 +210,7 @@ def _verified(report: VerifyReport) -> dict[str, Any]:
         "graph_only": _fields(report.graph_only),
         **({"sizes": _fields(report.sizes)} if report.sizes else {}),
         **({"drift": _fields(report.drift)} if report.drift else {}),
+        **({"npu": _fields(report.npu)} if report.npu else {}),
     }
 
 

@@ -167,11 +167,28 @@ def search(found: Search) -> str:
     return f"{len(kept)} of {len(found.ranking)} layers in float{names if kept else ''}{remedies} ({tried})"
 
 
+def stand_in(row: PackageResult) -> str:
+    """Return what ran an artifact in place of its own kind of device."""
+    return "by its reference model" if row.verified.npu else "emulated"
+
+
+def npu(row: PackageResult) -> str:
+    """Return what an artifact for an Ethos-U needs, by vela's report; "" for others."""
+    facts = row.verified.npu
+    if facts is None:
+        return ""
+    pools = (
+        f"scratch pool {format_bytes(facts.scratch_bytes)}, method pool {format_bytes(facts.planned_bytes)} and more"
+    )
+    memory = f"SRAM {format_bytes(facts.sram_bytes)}, {pools}"
+    return f"{facts.accelerator}: {format_quantity(facts.cycles, 'cycles')} by vela's estimate\n{memory}"
+
+
 def verdict_text(row: PackageResult) -> str:
     """Return `ok`, or `failed:` with the first gate, below it how many more, and in brackets remarks on the row."""
     failed = [gate for gate in row.checked.gates if not gate.passed]
     marks = [
-        *(["emulated"] if row.verified.stand_in else []),
+        *([stand_in(row)] if row.verified.stand_in else []),
         *(["random weights"] if row.weights == "random" else []),
         *(["cached"] if row.cached else []),
     ]
@@ -767,6 +784,7 @@ def next_steps(row: PackageResult, rows: Sequence[PackageResult], *, bundle: str
         )
     # a Mac's tools alone reach an iPhone
     on = "adb" if row.target.startswith("android-") else "ssh:HOST" if row.target.startswith("linux-") else ""
+    on = "" if row.verified.npu else on  # edgeq's runners on boards use their CPUs
     if on and not failed and unverified & _TIME_GATES:
         names = ", ".join(sorted(unverified & _TIME_GATES))
         said.append(
@@ -842,6 +860,7 @@ def _block(row: PackageResult, width: int) -> RenderableType:
         ("latency p50 / p90", latency(row)),
         *((("sizes", sizes(row)),) if row.verified.sizes else ()),
         *((("state", state(row)),) if row.verified.drift else ()),
+        *((("NPU", npu(row)),) if row.verified.npu else ()),
     )
     lines = Table.grid(padding=(0, 2))
     lines.add_column(no_wrap=True)

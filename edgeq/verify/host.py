@@ -83,6 +83,7 @@ class Loaded:
         inputs, outputs: (dtype, shape); empty for TorchScript, whose archives state none.
         names: of the inputs, where the artifact states them.
         stand_in: description of what ran in place of the target device; "" where nothing did.
+        reference: name and version of the reference model that computes in place of an NPU; "" where none does.
         gpu: the name of the GPU that it was loaded on; "" for none.
     """
 
@@ -92,6 +93,7 @@ class Loaded:
     outputs: tuple[tuple[str, tuple[int, ...]], ...]
     names: tuple[str, ...] = ()
     stand_in: str = ""
+    reference: str = ""
     gpu: str = ""
 
 
@@ -170,6 +172,7 @@ class HostRuntime:
             outputs=tuple((dtype, tuple(shape)) for dtype, shape in reply.get("outputs", ())),
             names=tuple(reply.get("names", ())),
             stand_in=str(reply.get("stand_in", "")),
+            reference=str(reply.get("reference", "")),
             gpu=str(reply.get("gpu", "")),
         )
 

@@ -94,6 +94,33 @@ def kernel_share(runtime: str, kernels: Sequence[str], layers: Sequence[Layer]) 
     )
 
 
+def npu_share(kernels: Sequence[str], layers: Sequence[Layer]) -> KernelShare:
+    """Return the share of the MACs that an Ethos-U computes in int8.
+
+    Arm's passes take layers apart and join others, so that the products of a TOSA program are not the layers of the
+    graph, one by one. Where each of them takes int8 values, what the NPU took is in int8.
+
+    Args:
+        kernels: of each product its operator and the types of its factors: "CONV2D INT8 INT8".
+        layers: the lowered model's layers.
+    """
+    factors = [tuple(name.split(" ")[1:3]) for name in kernels]
+    other = [name for name, types in zip(kernels, factors, strict=True) if types != ("INT8", "INT8")]
+    total = sum(layer.macs for layer in layers)
+    if other or not total:
+        why = f"the NPU multiplies other values too: {other[0]}" if other else "the layers of the program are not known"
+        return KernelShare(int8_macs=None, kernels=tuple(kernels), why_unmatched=why)
+    precisions: list[Precision] = ["int8" if layer.delegated else "other" for layer in layers]
+    pairs = list(zip(layers, precisions, strict=True))
+    return KernelShare(
+        int8_macs=_share(pairs, "int8"),
+        int8_linear_macs=_share([pair for pair in pairs if pair[0].is_linear], "int8"),
+        half_macs=_share(pairs, "half"),
+        kernels=tuple(kernels),
+        precisions=tuple(precisions),
+    )
+
+
 def _by_node(kernels: Sequence[str], layers: Sequence[Layer]) -> list[Precision] | None:
     """Return in what ONNX Runtime multiplied each layer; None where a quantized kernel belongs to none of them.
 

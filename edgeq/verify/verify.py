@@ -24,6 +24,7 @@ from edgeq.core.results.measured import (
 )
 from edgeq.core.results.model import LoweredModel, TensorSpec
 from edgeq.core.results.report import GoldenSet
+from edgeq.core.runtimes import ETHOS_U
 from edgeq.core.samples import (
     Batch,
     Dataset,
@@ -55,7 +56,7 @@ from edgeq.verify.accumulate import (
 from edgeq.verify.drift import run_drift
 from edgeq.verify.golden import golden_set, sqnr_floor_db
 from edgeq.verify.host import HostRuntime, Killed, Loaded, Refused
-from edgeq.verify.kernels import kernel_share
+from edgeq.verify.kernels import kernel_share, npu_share
 from edgeq.verify.metrics import Comparison, another_input, cut, of_sample, percentile_ms
 from edgeq.verify.spec import Forward, VerifySpec
 
@@ -125,7 +126,8 @@ def run_artifact(spec: VerifySpec, runtime: HostRuntime) -> Ran:
             what = "all inputs are equal, so edgeq cannot check that the output depends on the input:"
             tally.findings[f"{what} give a range of values in --input, or give --eval-data"] = None
     if loaded.stand_in:
-        return Ran(tally=tally, loaded=loaded, trials=trials)
+        kernels = _profiled(spec, lowered, runtime, first) if loaded.reference else None
+        return Ran(tally=tally, loaded=loaded, trials=trials, kernels=kernels)
     peak = runtime.peak_memory_bytes()
     timing, kernels = _timed(spec, lowered, runtime, first, loaded)
     _look_at_batches(spec, tally, first, runtime, any_size=lowered.dynamic_batch)
@@ -147,7 +149,8 @@ def run_artifact(spec: VerifySpec, runtime: HostRuntime) -> Ran:
 def judge(spec: VerifySpec, ran: Ran) -> tuple[VerifyReport, GoldenSet]:
     """Run the converted graph on some of the samples, and return what `verify` does; raises the same errors."""
     tally, loaded = ran.tally, ran.loaded
-    where = ", emulated" if loaded.stand_in else f", {loaded.gpu}" if loaded.gpu else ""
+    by = loaded.reference or ("emulated" if loaded.stand_in else loaded.gpu)
+    where = f", {by}" if by else ""
     parity = _parity(spec.graph, spec, tally) if spec.graph else None
     report = VerifyReport(
         host=f"host {host_arch()}{where}",
@@ -163,6 +166,7 @@ def judge(spec: VerifySpec, ran: Ran) -> tuple[VerifyReport, GoldenSet]:
         stand_in=loaded.stand_in,
         sizes=judge_sizes(spec, ran.trials, ran.beyond),
         drift=ran.drift,
+        npu=spec.lowered.npu if spec.lowered else None,
     )
     return report, golden_set(tally.golden, spec.output_steps, scheme=spec.scheme)
 
@@ -245,6 +249,8 @@ def _profiled(spec: VerifySpec, lowered: LoweredModel, runtime: HostRuntime, bat
         names = runtime.kernels(batch.inputs)
     except EdgeqError as err:
         return KernelShare(int8_macs=None, kernels=(), why_unmatched=err.what)
+    if spec.backend in ETHOS_U:
+        return npu_share(names, lowered.layers)
     return kernel_share(lowered.runtime, names, lowered.layers)
 
 

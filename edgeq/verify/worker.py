@@ -25,7 +25,9 @@ from typing import IO, Any
 
 from edgeq.core.arrays import NDArray
 from edgeq.core.errors import UsageError
+from edgeq.core.runtimes import ETHOS_U
 from edgeq.verify import wire
+from edgeq.verify.ethos import EthosU
 from edgeq.verify.runtimes import RUNNERS, Runner, gpu_facts
 
 FORK_SERVER = "--fork-server"
@@ -152,7 +154,7 @@ def serve(requests: IO[bytes], replies: IO[bytes]) -> None:
             return
         try:
             if request["op"] == "load":
-                make = RUNNERS[request["runtime"]]
+                make = EthosU if request["backend"] in ETHOS_U else RUNNERS[request["runtime"]]
                 runner = make(Path(request["path"]), request["backend"], request["threads"], trusted=request["trusted"])
                 wire.send(replies, runner.load())
             elif request["op"] == "gpu":

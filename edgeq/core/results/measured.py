@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from edgeq.core.errors import ExitCode
-from edgeq.core.results.model import TensorSpec
+from edgeq.core.results.model import NpuFacts, TensorSpec
 
 # --- What one inference makes a core do: instructions by class, bytes, and cache lines fetched.
 
@@ -821,6 +821,7 @@ class VerifyReport:
             where it ran on its own.
         sizes: over the sizes that vary; None where none does.
         drift: over many steps of a model with state; None for other models, and where there is no fp32.
+        npu: what vela says of an artifact for an Ethos-U; None for others.
     """
 
     host: str
@@ -841,3 +842,4 @@ class VerifyReport:
     stand_in: str = ""
     sizes: SizesReport | None = None
     drift: DriftReport | None = None
+    npu: NpuFacts | None = None

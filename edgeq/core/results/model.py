@@ -354,7 +354,7 @@ class ModelFacts:
 
 
 # a file beside the artifact, with its role
-Companion = tuple[Literal["weights", "compiled", "example"], Path]
+Companion = tuple[Literal["weights", "compiled", "example", "reference"], Path]
 
 TunedWeights = Literal["start", "last", "average", "user"]
 
@@ -576,6 +576,43 @@ class CudaFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NpuFacts:
+    """What an artifact for an Ethos-U was compiled for, and what it needs there, of one inference.
+
+    Figures of several compiled parts are sums, but for the memories that one part leaves to the next: these are the
+    most of any part. A firmware sets aside a scratch pool of `scratch_bytes`, and a method pool of `planned_bytes`
+    beside what the runtime takes for its own structures (docs/howto/ethos-u.md).
+
+    Attributes:
+        accelerator, system_config, memory_mode: what vela compiled for.
+        parts: how many parts of the program the NPU computes.
+        cycles: vela's estimate for the NPU, without what the CPU does before, between and after its parts.
+        sram_bytes, dram_bytes: vela's figures, of the NPU's tensors and caches.
+        flash_bytes: commands and weights, as vela encodes them.
+        scratch_bytes: what the NPU needs of the temporary allocator.
+        planned_bytes: what the runtime sets aside for inputs, outputs and what the CPU computes.
+        cpu_operators: what the CPU computes, by the names of the kernels that a firmware must have.
+    """
+
+    accelerator: str
+    system_config: str
+    memory_mode: str
+    parts: int
+    cycles: int
+    sram_bytes: int
+    dram_bytes: int
+    flash_bytes: int
+    scratch_bytes: int
+    planned_bytes: int
+    cpu_operators: tuple[str, ...]
+
+    @property
+    def needed_sram_bytes(self) -> int:
+        """The SRAM of an inference: vela's share, and the memory that the runtime plans."""
+        return self.sram_bytes + self.planned_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoweredModel:
     """An artifact on disk, with its facts that are known without running it.
 
@@ -596,6 +633,7 @@ class LoweredModel:
         stored: elements of the constants that the artifact holds, by dtype; none where that is not known.
         companions: files that go into the bundle beside the artifact, with their roles.
         cuda: what a GPU box must have; None for other runtimes.
+        npu: what an Ethos-U must have; None for other backends.
     """
 
     path: Path
@@ -612,6 +650,7 @@ class LoweredModel:
     stored: tuple[tuple[str, int], ...] = ()
     companions: tuple[Companion, ...] = ()
     cuda: CudaFacts | None = None
+    npu: NpuFacts | None = None
 
     @property
     def files(self) -> tuple[Path, ...]:

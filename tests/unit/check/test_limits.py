@@ -25,6 +25,8 @@ def measured(report=None, limit_on="interval", host="x86_64", target="x86_64", p
         target_arch=target,
         target_platform=platform,
         threads=2,
+        sram_bytes=40_000,
+        cycles=100_000,
     )
 
 
@@ -40,12 +42,21 @@ DROP = fidelity(drop=interval(0.2, -0.1, 0.6))
         ("latency", 12.0, None, ExitCode.LATENCY),
         ("peak_memory", 1000, None, ExitCode.LATENCY),
         ("load", 5.0, None, ExitCode.LATENCY),
+        ("sram", 40_000, None, ExitCode.LATENCY),
+        ("cycles", 100_000, None, ExitCode.LATENCY),
     ],
 )
 def test_the_measured_value_itself_is_the_least_limit_that_passes(name, limit, report, code):
     assert limit_gate(name, limit, measured(report)).outcome == "ok"
     broken = limit_gate(name, math.nextafter(limit, 0), measured(report))
     assert (broken.name, broken.outcome, broken.exit_code) == (name, "failed", code)
+
+
+@pytest.mark.parametrize("name", ["sram", "cycles"])
+def test_only_vela_measures_an_npu(name):
+    gate = limit_gate(name, 1e9, dataclasses.replace(measured(), sram_bytes=None, cycles=None))
+    assert (gate.outcome, gate.exit_code) == ("unverified", ExitCode.VERIFICATION)
+    assert "Ethos-U" in gate.detail
 
 
 def test_latency_is_the_p90_not_the_median():
@@ -120,7 +131,13 @@ def test_an_arm64_host_measures_for_no_phone(name, platform):
 
 
 OF_PACKAGE = tuple(name for name, kind in LIMITS.items() if kind.measured_by == "package" and not kind.at_least)
-UNITS = {"bytes": ("B", "kB", "MB", "MiB", "GB"), "ms": ("us", "ms", "s"), "pp": ("pp", "%"), "dB": ("dB",)}
+UNITS = {
+    "bytes": ("B", "kB", "MB", "MiB", "GB"),
+    "ms": ("us", "ms", "s"),
+    "pp": ("pp", "%"),
+    "dB": ("dB",),
+    "cycles": ("cycles", "kcycles", "Mcycles"),
+}
 
 
 def grown(growth_db):
@@ -149,8 +166,8 @@ def valued(name, value):
     )
     drift = DriftReport(steps=1000, inputs=250, outputs=(grown(value if name == "drift" else 0.0),))
     report = dataclasses.replace(report, drift=drift)
-    sizes = {f"{one}_bytes": value if name == one else 0 for one in ("size", "download")}
-    return dataclasses.replace(measured(report), **sizes)
+    sizes = {f"{one}_bytes": value if name == one else 0 for one in ("size", "download", "sram")}
+    return dataclasses.replace(measured(report), **sizes, cycles=value if name == "cycles" else 0)
 
 
 @given(data=st.data(), name=st.sampled_from(OF_PACKAGE), number=st.integers(1, 10**6), part=st.integers(0, 999))

@@ -43,7 +43,7 @@ LEAVES = [option for option in OPTIONS if not option.is_table]
 FLAGS = [option for option in OPTIONS if option.flag is not None]
 Checked = InputFile | DataPath | WeightsFile | BundleFolder
 PATHS = [option for option in LEAVES if option.path is not None]
-LIMIT_TEXTS = {"bytes": "5MB", "ms": "40ms", "pp": "0.5pp", "%": "2%", "dB": "30dB"}
+LIMIT_TEXTS = {"cycles": "3Mcycles", "bytes": "5MB", "ms": "40ms", "pp": "0.5pp", "%": "2%", "dB": "30dB"}
 # values of options whose text has a form of its own; all others follow from the type
 OTHERS: dict[str, Any] = {
     "model": "torchvision:resnet34",

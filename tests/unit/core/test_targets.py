@@ -14,7 +14,9 @@ SHIPPED = (
     "android-arm64-qnn-htp",
     "android-arm64-qnnpack",
     "android-arm64-xnnpack",
+    "cortex-m-ethos-u55",
     "ios-arm64-xnnpack",
+    "linux-arm64-ethos-u85",
     "linux-arm64-ort",
     "linux-arm64-qnnpack",
     "linux-arm64-xnnpack",
@@ -49,7 +51,8 @@ def test_these_are_shipped() -> None:
 def test_every_shipped_profile_loads(name: str) -> None:
     target = load_target(name)
     assert target.name == name
-    assert name == f"{target.platform}-{target.arch}-{target.backend}"
+    system = "" if target.platform == "bare-metal" else f"{target.platform}-"
+    assert name == f"{system}{target.arch}-{target.backend}"
     assert set(target.audit) <= set(target.schemes)
     assert "static-int8" not in target.schemes or target.audit["static-int8"].int8_macs == 0.95
     assert target.audit[target.schemes[0]] != Audit()  # what is made without being asked for is held to something
@@ -65,6 +68,8 @@ def test_every_shipped_profile_loads(name: str) -> None:
         ("linux-x86_64-x86", "runtime", "CPU"),
         ("linux-arm64-cuda", "stand-in", "NVIDIA GPU"),
         ("ios-arm64-coreml", "none", "Neural Engine, GPU or CPU"),
+        ("cortex-m-ethos-u55", "reference", "Ethos-U55 NPU"),
+        ("linux-arm64-ethos-u85", "reference", "Ethos-U85 NPU"),
     ],
 )
 def test_what_verifies_a_target(name: str, how: str, by_what: str) -> None:
@@ -225,3 +230,31 @@ def test_mistakes_of_a_group(tmp_path: Path, old: str, new: str, why: str) -> No
     path = write(tmp_path / "ours.toml", GROUP.replace(old, new))
     with pytest.raises(UsageError, match=why):
         load_target_or_group(path)
+
+
+NPU = (
+    '[npu]\naccelerator = "ethos-u55-64"\nsystem_config = "Ethos_U55_High_End_Embedded"\nmemory_mode = "Shared_Sram"\n'
+)
+
+
+def test_an_npu_of_ones_own(tmp_path: Path) -> None:
+    text = f'extends = "cortex-m-ethos-u55"\nname = "mine"\n{NPU}'
+    npu = load_target(write(tmp_path / "mine.toml", text)).npu
+    assert npu is not None
+    assert npu.accelerator == "ethos-u55-64"
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ('extends = "linux-arm64-ethos-u85"\n' + NPU, "ethos-u55-64 is not an ethos-u85"),
+        ('extends = "cortex-m-ethos-u55"\n' + NPU.replace("-64", "-65"), "accelerator"),
+        ('extends = "android-arm64-xnnpack"\n' + NPU, "the table npu is for the backends ethos-u55 and ethos-u85"),
+        ('extends = "cortex-m-ethos-u55"\nschemes = ["fp16"]\n', "Ethos-U computes in whole numbers"),
+        ('extends = "android-arm64-xnnpack"\nschemes = ["static-a16w8"]\n', "static-a16w8 is for NPUs"),
+    ],
+)
+def test_what_an_npu_and_its_schemes_must_be(tmp_path: Path, text: str, why: str) -> None:
+    # keys of the file come before its tables
+    with pytest.raises(UsageError, match=why):
+        load_target(write(tmp_path / "mine.toml", f'name = "mine"\n{text}'))

@@ -23,6 +23,8 @@ from edgeq.core.units import Dimension, counted, format_bytes, format_quantity, 
         ("250us", "ms", 0.25),
         ("0.5pp", "pp", 0.5),
         ("2%", "pp", 2),
+        ("3.5Mcycles", "cycles", 3_500_000),
+        ("800kcycles", "cycles", 800_000),
     ],
 )
 def test_quantities(text: str, dimension: Dimension, expected: float) -> None:
@@ -96,6 +98,9 @@ def test_a_printed_size_is_within_a_percent(size_bytes: int) -> None:
         (321.4, "ms", "321 ms"),
         (0.5, "pp", "0.50 pp"),
         (1500, "bytes", "1.50 kB"),
+        (9999, "cycles", "9999 cycles"),
+        (42_282, "cycles", "42.3 kcycles"),
+        (10_052_947, "cycles", "10.05 Mcycles"),
     ],
 )
 def test_quantities_as_people_read_them(value: float, dimension: Dimension, expected: str) -> None:
@@ -103,7 +108,14 @@ def test_quantities_as_people_read_them(value: float, dimension: Dimension, expe
 
 
 def test_every_limit_has_its_dimension() -> None:
-    examples = {"bytes": ("2kB", 2000), "ms": ("2s", 2000), "pp": ("2pp", 2), "%": ("2%", 2), "dB": ("2dB", 2)}
+    examples = {
+        "bytes": ("2kB", 2000),
+        "ms": ("2s", 2000),
+        "pp": ("2pp", 2),
+        "%": ("2%", 2),
+        "dB": ("2dB", 2),
+        "cycles": ("2kcycles", 2000),
+    }
     for name, kind in LIMITS.items():
         text, value = examples[kind.dimension]
         assert parse_limit(f"{name}={text}") == (name, value)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeq.core.results.model import Layer
-from edgeq.verify.kernels import _precision, kernel_share
+from edgeq.verify.kernels import _precision, kernel_share, npu_share
 
 INT8 = (
     "Convolution (NHWC, QC8) IGEMM #1",
@@ -201,3 +201,15 @@ def test_an_openvino_kernel_of_no_layer_or_an_artifact_without_layers_claims_not
         "the profile has quantized kernels that belong to no layer of the program",
     )
     assert kernel_share("openvino", OPENVINO[:1], []).why_unmatched == "the layers of the program are not known"
+
+
+def test_what_an_npu_takes_is_in_int8_where_all_its_factors_are() -> None:
+    layers = [
+        Layer(name="conv", op="convolution", macs=900, weight_bytes=9, delegated=True),
+        Layer(name="head", op="linear", macs=100, weight_bytes=1, delegated=False),
+    ]
+    found = npu_share(["DEPTHWISE_CONV2D INT8 INT8", "CONV2D INT8 INT8"], layers)
+    assert (found.int8_macs, found.int8_linear_macs, found.precisions) == (0.9, 0.0, ("int8", "other"))
+    wide = npu_share(["CONV2D INT16 INT8"], layers)
+    assert (wide.int8_macs, wide.why_unmatched) == (None, "the NPU multiplies other values too: CONV2D INT16 INT8")
+    assert npu_share([], ()).int8_macs is None

@@ -534,6 +534,15 @@ class RunConfig:
         NotInKey("installing copies a finished bundle"),
         Doc("App project to install the bundles into if all gates pass; repeatable."),
     ] = ()
+    devtools: Annotated[
+        bool,
+        Flag("--devtools/--no-devtools"),
+        MORE_OUTPUT,
+        Doc(
+            "Also write what ExecuTorch's developer tools read: model.etrecord, model.etdump of one run on this host, "
+            "and model.bpte, the program with the golden samples. ExecuTorch targets only; the digest stays the same."
+        ),
+    ] = False
     cache: Annotated[
         bool,
         Flag("--use-cache/--no-cache"),

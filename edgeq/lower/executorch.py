@@ -19,6 +19,7 @@ from edgeq.core.results.model import Layer, LoweredModel, QuantizedModel
 from edgeq.core.samples import varying_sizes
 from edgeq.core.system import replaced
 from edgeq.lower import coreml
+from edgeq.lower.devtools import write_etrecord
 from edgeq.lower.edge_speedups import speedups
 from edgeq.lower.layers import MODULE_KEY, delegated_share, graph_layer, is_of_input
 from edgeq.lower.spec import LowerSpec
@@ -49,6 +50,8 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
         path = spec.folder / "model.pte"
         with path.open("wb") as file:
             program.write_to_file(file)
+        if spec.devtools:
+            write_etrecord(program, spec.folder)
     plan = program.executorch_program.execution_plan[0]
     return LoweredModel(
         path=path,
@@ -81,7 +84,9 @@ def _to_edge(quantized: QuantizedModel, spec: LowerSpec, task: Task) -> Any:
                 program = _expressible(program)
                 with delegate.around(program):
                     partitioner = delegate.partitioner(quantized, left_out)
-                    return to_edge_transform_and_lower(program, partitioner=[partitioner])
+                    return to_edge_transform_and_lower(
+                        program, partitioner=[partitioner], generate_etrecord=spec.devtools
+                    )
         except Exception as err:  # torch.export and the passes raise many types
             tripped = _tripped(err) if spec.backend == "xnnpack" else ""
             if tripped and tripped not in left_out:

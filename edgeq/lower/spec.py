@@ -24,6 +24,7 @@ class LowerSpec:
         file_format: of ONNX Runtime's artifacts, `onnx` or its own `ort`.
         label: text for progress.
         output_names: of the outputs, where the model names them; () for `output0` and so on.
+        devtools: whether to write an ETRecord beside the artifact, if ExecuTorch runs it.
         native: whether the artifact is for machines of this one's architecture, so that it may be compiled here.
     """
 
@@ -33,5 +34,6 @@ class LowerSpec:
     progress: Progress
     label: str
     native: bool = False
+    devtools: bool = False
     file_format: FileFormat = "onnx"
     output_names: tuple[str, ...] = ()

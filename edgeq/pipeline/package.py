@@ -533,6 +533,7 @@ def _lower(quantized: QuantizedModel, step: BuildStep) -> LoweredModel:
             progress=step.progress,
             label=step.label,
             native=spec.native,
+            devtools=step.job.devtools,
             file_format=spec.file_format,
             output_names=step.inputs.model.output_names,
         ),

@@ -78,7 +78,8 @@ def kernel_share(runtime: str, kernels: Sequence[str], layers: Sequence[Layer]) 
     if total == 0 or (len(found) != len(layers) and runtime != "openvino"):
         why = f"the profile has {len(found)} convolutions and matrix products, the program {len(layers)}"
         return KernelShare(int8_macs=None, kernels=tuple(kernels), why_unmatched=why)
-    if runtime in ("onnx", "openvino"):
+    by_name = runtime in ("onnx", "openvino")
+    if by_name:
         matched = (_by_node if runtime == "onnx" else _by_origin)(kernels, layers)
         if matched is None:
             why = "the profile has quantized kernels that belong to no layer of the program"
@@ -91,6 +92,7 @@ def kernel_share(runtime: str, kernels: Sequence[str], layers: Sequence[Layer]) 
         half_macs=_share(pairs, "half"),
         kernels=tuple(kernels),
         precisions=tuple(found),
+        of_layers=() if by_name else tuple(name for name in kernels if _precision(runtime, name) is not None),
     )
 
 

@@ -238,12 +238,18 @@ def _timed(
 
 
 def _profiled(spec: VerifySpec, lowered: LoweredModel, runtime: HostRuntime, batch: Batch) -> KernelShare:
-    """Return the audit's evidence; a profile that fails leaves the audit unverified, with the reason."""
+    """Return the audit's evidence; a profile that fails leaves the audit unverified, with the reason.
+
+    Raises:
+        EdgeqError: the profile failed, and --devtools asks for it.
+    """
     if spec.backend == NPU:
         return KernelShare(int8_macs=None, kernels=(), why_unmatched="the NPU's emulator gives no profile of kernels")
     try:
-        names = runtime.kernels(batch.inputs)
+        names = runtime.kernels(batch.inputs, etdump=spec.etdump)
     except EdgeqError as err:
+        if spec.etdump is not None:
+            raise
         return KernelShare(int8_macs=None, kernels=(), why_unmatched=err.what)
     return kernel_share(lowered.runtime, names, lowered.layers)
 

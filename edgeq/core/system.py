@@ -260,7 +260,7 @@ def replaced(module: Any, name: str, value: Any) -> Iterator[None]:
 # --- Runtimes that come with an extra of edgeq: what they need, and how to get it.
 
 
-# by runtime, backend or kind of source: the extra, and the modules that it brings
+# by runtime, backend, scheme or kind of source: the extra, and the modules that it brings
 EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "executorch": ("executorch", ("torch", "torchao", "executorch")),
     "torchscript": ("torchscript", ("torch",)),
@@ -268,6 +268,7 @@ EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "openvino": ("openvino", ("torch", "torchao", "executorch", "onnx", "onnxscript", "openvino")),
     "cuda": ("cuda", ("torch",)),
     "qnn-htp": ("qnn", ("onnxruntime_qnn",)),
+    "weight-only-palette4": ("coreml", ("coremltools", "sklearn")),
     "torchvision": ("torchvision", ("torchvision",)),
     "hf": ("hf", ("transformers",)),
     "timm": ("timm", ("timm",)),
@@ -316,7 +317,8 @@ def missing_module(text: str) -> EnvironmentProblem | None:
 
 
 def _lacking(need: str, modules: Sequence[str]) -> str:
-    noun = f"a {need}: model" if need in _SOURCES else "--metric map" if need == "map" else f"the {need} runtime"
+    nouns = {"map": "--metric map", "weight-only-palette4": "--scheme weight-only-palette4"}
+    noun = f"a {need}: model" if need in _SOURCES else nouns.get(need, f"the {need} runtime")
     return f"{noun} needs {', '.join(modules)}, which {'is' if len(modules) == 1 else 'are'} not installed"
 
 

@@ -42,6 +42,9 @@ class Audit(_Strict):
     int8_gain: Share = Field(default=0.0, description="share of all MACs in int8 kernels or of the constants in int8")
     half_macs: Share = Field(default=0.0, description="share of MACs in half-precision kernels, by the same profile")
     int8_weights: Share = Field(default=0.0, description="share of the constants that the artifact stores in int8")
+    palette_weights: Share = Field(
+        default=0.0, description="the same as indices of 4 bits into a palette of 16 values (Core ML)"
+    )
     half_weights: Share = Field(default=0.0, description="the same in half precision, float16 or bfloat16")
     delegated_macs: Share = Field(default=0.0, description="share of MACs that the delegate took (ExecuTorch)")
 

@@ -153,7 +153,8 @@ def preflight(job: Job, *, builds_here: bool = True) -> None:
         check_delegates(tuple(target.backend for target in job.targets))
     with found.of("targets"):
         check_extras(
-            [name for target in job.targets for name in (target.runtime, target.backend)] + [_kind(job.source)]
+            [name for target in job.targets for name in (target.runtime, target.backend)]
+            + [_kind(job.source), *job.schemes]
         )
     for group in job.groups:
         with found.of("targets"):

@@ -88,7 +88,9 @@ def main() -> None:
         with torch.no_grad():
             expected = torch.cat([model(one) for one in judged])
 
-        def said(method: str, graph: Any, start: float, judged: Any = judged, expected: Any = expected) -> None:
+        def said(
+            method: str, graph: Any, start: float, judged: Any = judged, expected: Any = expected, name: str = name
+        ) -> None:
             seconds = time.perf_counter() - start
             with torch.no_grad():
                 outputs = torch.cat([graph(one) for one in judged])

@@ -7,11 +7,11 @@ from typing import Literal
 RuntimeName = Literal["executorch", "torchscript", "onnx", "openvino", "cuda"]
 
 BackendName = Literal[
-    "xnnpack", "coreml", "qnnpack", "x86", "fbgemm", "ort", "qnn-htp", "openvino", "cuda", "cuda-torchscript"
+    "xnnpack", "coreml", "vulkan", "qnnpack", "x86", "fbgemm", "ort", "qnn-htp", "openvino", "cuda", "cuda-torchscript"
 ]
 
 BACKENDS: dict[RuntimeName, tuple[BackendName, ...]] = {
-    "executorch": ("xnnpack", "coreml"),
+    "executorch": ("xnnpack", "coreml", "vulkan"),
     "torchscript": ("qnnpack", "x86", "fbgemm"),
     "onnx": ("ort", "qnn-htp"),
     "openvino": ("openvino",),

@@ -25,6 +25,7 @@ NPU = "qnn-htp"  # emulated by Qualcomm's own emulator, and not by QEMU
 
 _ONLY_IN = {
     "coreml": ("Darwin", "Core ML runs on Apple's devices only"),
+    "vulkan": ("Android", "ExecuTorch's wheel has no Vulkan runtime"),
     "cuda": _NO_GPU,
     "cuda-torchscript": _NO_GPU,
 }
@@ -152,6 +153,7 @@ class TargetGroup(_Strict):
 # what does the work; where that is not one thing, the runtime chooses
 _ACCELERATORS = {
     "coreml": "Neural Engine, GPU or CPU",
+    "vulkan": "GPU",
     "cuda": "NVIDIA GPU",
     "cuda-torchscript": "NVIDIA GPU",
     NPU: "Hexagon NPU",
@@ -189,6 +191,7 @@ def why_not_run(backend: str) -> str:
 # backends whose artifacts have one size for each input
 _FIXED_SIZES = {
     "coreml": "no Core ML runtime runs here that could verify other sizes",
+    "vulkan": "no Vulkan runtime runs here that could verify other sizes",
     NPU: "the NPU's compiler takes fixed sizes only",
     "cuda": "edgeq compiles one size for each artifact there",
     "cuda-torchscript": "edgeq compiles one size for each artifact there",

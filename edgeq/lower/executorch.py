@@ -19,7 +19,7 @@ from edgeq.core.results.model import Layer, LoweredModel, QuantizedModel
 from edgeq.core.samples import varying_sizes
 from edgeq.core.schemes import FLOAT_SCHEMES
 from edgeq.core.system import replaced
-from edgeq.lower import coreml
+from edgeq.lower import coreml, vulkan
 from edgeq.lower.coreml_package import read_contents, weights_sqnr_db
 from edgeq.lower.devtools import write_etrecord
 from edgeq.lower.edge_speedups import speedups
@@ -105,7 +105,11 @@ def _to_edge(quantized: QuantizedModel, spec: LowerSpec, task: Task) -> Any:
 
 
 # what takes operators that the delegate's lowering does not; iOS has no TorchScript target
-_OTHER_TARGET = {"xnnpack": "a TorchScript target", "coreml": "--target ios-arm64-xnnpack"}
+_OTHER_TARGET = {
+    "xnnpack": "a TorchScript target",
+    "coreml": "--target ios-arm64-xnnpack",
+    "vulkan": "--target android-arm64-xnnpack",
+}
 
 # the delegate's passes write the left one as the right one, and the partitioner knows the left one
 _BEFORE_PASSES = {"amax.default": "max.dim"}
@@ -365,7 +369,7 @@ def _xnnpack_passes(_quantized: QuantizedModel, program: Any) -> Iterator[None]:
 
 
 def _no_check() -> None:
-    """XNNPACK comes with ExecuTorch."""
+    """XNNPACK and Vulkan's compiler come with ExecuTorch."""
 
 
 def _as_in_the_program(_quantized: QuantizedModel, program: Any) -> DelegateFacts:
@@ -381,6 +385,14 @@ def _coreml(quantized: QuantizedModel, program: Any) -> DelegateFacts:
         # weights alone are no claim of how they are multiplied
         kernels=() if quantized.scheme in FLOAT_SCHEMES else found.kernels,
         weights_sqnr_db=weights_sqnr_db(found.weights, quantized),
+    )
+
+
+def _vulkan(quantized: QuantizedModel, program: Any) -> DelegateFacts:
+    is_int8 = quantized.scheme not in FLOAT_SCHEMES
+    return DelegateFacts(
+        stored=coreml.stored(quantized, _stored(program)) if quantized.scheme == "fp16" else _stored(program),
+        kernels=vulkan.kernels([part.processed_bytes for part in _delegates(program)]) if is_int8 else (),
     )
 
 
@@ -408,6 +420,13 @@ DELEGATES: dict[str, Delegate] = {
         check=coreml.check_coreml,
         facts=_coreml,
         library="coremltools",
+    ),
+    "vulkan": Delegate(
+        title="VulkanPartitioner",
+        partitioner=vulkan.partitioner,
+        around=vulkan.unchanged,
+        check=_no_check,
+        facts=_vulkan,
     ),
 }
 

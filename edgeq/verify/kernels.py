@@ -64,7 +64,7 @@ def kernel_share(runtime: str, kernels: Sequence[str], layers: Sequence[Layer]) 
     unknown layers, only a share of all or none can be determined.
 
     Args:
-        runtime: `executorch`, `torchscript`, `onnx` or `openvino`; `coreml` for the operators of its packages.
+        runtime: `executorch`, `torchscript`, `onnx` or `openvino`; `coreml` and `vulkan` for their operators.
         kernels: names as the runtime's profile gave them.
         layers: the lowered model's layers.
     """
@@ -165,7 +165,7 @@ def _share(pairs: Sequence[tuple[Layer, Precision]], wanted: Precision) -> float
 
 def _precision(runtime: str, name: str) -> Precision | None:
     """Return in what a kernel multiplies; None where it multiplies no matrices."""
-    if runtime == "coreml":  # "conv int8", of a package's own program
+    if runtime in ("coreml", "vulkan"):  # "conv int8", of a delegate's own program
         return "int8" if name.endswith(" int8") else "other"
     if runtime == "torchscript":
         is_int8 = name.startswith(("quantized::", "aten::quantized_")) and "fp16" not in name

@@ -36,7 +36,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 class Encoder(nn.Module):
-    """Two layers of attention over 32 positions of 64 channels, some of which are 20 times as large: [N, 10]."""
+    """Two layers of attention over 32 positions of 64 channels, [N, 32, 64]; four channels are 20 times as large."""
 
     def __init__(self) -> None:
         super().__init__()

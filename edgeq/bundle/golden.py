@@ -15,6 +15,8 @@ from edgeq.core.preprocess import apply
 from edgeq.core.results.model import TensorSpec
 from edgeq.core.results.report import GoldenSet
 
+Arrays = tuple[NDArray[Any], ...]
+
 MAX_BYTES = 512_000_000
 
 _MAX_ELEMENTS = 2**31  # of one input; `edgeq package` takes no larger one
@@ -58,6 +60,36 @@ def model_inputs(golden: GoldenSet, manifest: Manifest) -> tuple[tuple[NDArray[A
         IntegrityError: the samples do not fit the manifest's inputs.
     """
     return tuple(_sample(golden, manifest, i) for i in range(len(golden.inputs[0])))
+
+
+def test_cases(golden: GoldenSet, manifest: Manifest) -> tuple[tuple[Arrays, Arrays], ...]:
+    """Return the inputs and outputs of each golden sample in the program's own shapes, [batch, …].
+
+    A batch of several is one sample again and again. The state of a step is what the golden outputs of the step before
+    have left.
+
+    Raises:
+        IntegrityError: the samples do not fit the manifest's inputs.
+    """
+    cases: list[tuple[Arrays, Arrays]] = []
+    for index, rows in enumerate(model_inputs(golden, manifest)):
+        pairs = zip(rows, manifest.inputs, strict=True)
+        inputs = tuple(_whole(row, one.shape, bool(one.varying)) for row, one in pairs)
+        pairs = zip((column[index] for column in golden.outputs), manifest.outputs, strict=True)
+        outputs = tuple(_whole(row, one.shape, bool(one.varying)) for row, one in pairs)
+        if cases:
+            left = cases[-1][1]
+            fed = [one.fed_from for one in manifest.inputs]
+            inputs = tuple(array if source is None else left[source] for array, source in zip(inputs, fed, strict=True))
+        cases.append((inputs, outputs))
+    return tuple(cases)
+
+
+def _whole(row: NDArray[Any], shape: tuple[int, ...], varies: bool) -> NDArray[Any]:
+    """Return a row as the batch that a tensor of this shape is, if the row lacks the batch's axis."""
+    if row.ndim == len(shape):
+        return row
+    return np.repeat(row[None], 1 if varies else shape[0], axis=0)
 
 
 def _sample(golden: GoldenSet, manifest: Manifest, index: int) -> tuple[NDArray[Any], ...]:

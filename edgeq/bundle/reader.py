@@ -16,7 +16,7 @@ from edgeq.core.errors import EnvironmentProblem, IntegrityError, UsageError
 from edgeq.core.manifest import (
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
-    REPORT_NAMES,
+    UNLISTED_NAMES,
     Bundle,
     FileEntry,
     Manifest,
@@ -93,7 +93,7 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def _check_names(folder: Path, manifest: Manifest) -> None:
-    known = {MANIFEST_NAME, *REPORT_NAMES, *(entry.path for entry in manifest.files)}
+    known = {MANIFEST_NAME, *UNLISTED_NAMES, *(entry.path for entry in manifest.files)}
     with _reading(folder), os.scandir(folder) as entries:
         for entry in entries:
             if entry.name not in known:

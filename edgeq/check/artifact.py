@@ -10,7 +10,14 @@ from edgeq.core.errors import ExitCode
 from edgeq.core.results.measured import Parity, VerifyReport
 from edgeq.core.results.model import LoweredModel
 from edgeq.core.results.report import Gate, Reuse
-from edgeq.core.schemes import FLOAT_SCHEMES, MAX_RELATIVE_FP32, MAX_STEPS, deep_sqnr_db, least_sqnr_db
+from edgeq.core.schemes import (
+    FLOAT_SCHEMES,
+    MAX_RELATIVE_FP32,
+    MAX_STEPS,
+    MIN_SQNR_DB_WEIGHTS,
+    deep_sqnr_db,
+    least_sqnr_db,
+)
 from edgeq.core.units import counted
 
 EQUIVALENCE = "equivalence"
@@ -142,6 +149,27 @@ def sizes_gates(scheme: str, verified: VerifyReport) -> tuple[Gate, ...]:
             if wrong
             else f"{counted(len(report.runs), 'size')} as stated",
             detail="; ".join(wrong or [*(f"at {run.text}" for run in report.runs), *beyond]),
+            exit_code=ExitCode.VERIFICATION,
+        ),
+    )
+
+
+WEIGHTS_GATE = "weights"
+
+
+def weights_gates(lowered: LoweredModel) -> tuple[Gate, ...]:
+    """Judge the compressed weights that were read back from an artifact (exit code 7); none where none was read."""
+    found = lowered.weights_sqnr_db
+    if found is None:
+        return ()
+    passed = found >= MIN_SQNR_DB_WEIGHTS
+    return (
+        Gate(
+            name=WEIGHTS_GATE,
+            outcome="ok" if passed else "failed",
+            limit=f">= {MIN_SQNR_DB_WEIGHTS:.0f} dB",
+            measured="equal" if found == math.inf else f"{found:.1f} dB",
+            detail="the compressed weights in the artifact against the graph's, the worst of them",
             exit_code=ExitCode.VERIFICATION,
         ),
     )

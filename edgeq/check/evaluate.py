@@ -11,6 +11,7 @@ from edgeq.check.artifact import (
     outputs_gate,
     parity_gate,
     sizes_gates,
+    weights_gates,
     with_reuse,
 )
 from edgeq.check.device import device_gates
@@ -119,6 +120,7 @@ def check(
         *sizes_gates(scheme, verified),
         *state_gates(verified, options, has_state=bool(state_specs(inputs.model.inputs))),
         *graph_gates(verified),
+        *weights_gates(lowered),
         *floor_gates(scheme, verified, options),
         *preprocessing_gates(inputs.unapplied),
         *device_gates(scheme, verified),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-from edgeq.check.artifact import EQUIVALENCE, SIZES
+from edgeq.check.artifact import EQUIVALENCE, SIZES, WEIGHTS_GATE
 from edgeq.check.device import DEVICE_GATE
 from edgeq.check.drift import STATE
 from edgeq.check.fidelity import FIDELITY
@@ -86,6 +86,12 @@ GATES: MappingProxyType[str, GateKind] = MappingProxyType(
         ),
         "graph": _kind(
             _VERIFICATION, _PACKAGE, "the converted graph, where no artifact runs here", may_stay_unmeasured=False
+        ),
+        WEIGHTS_GATE: _kind(
+            _VERIFICATION,
+            _PACKAGE,
+            "compressed weights, read back from the artifact, are the graph's",
+            may_stay_unmeasured=False,
         ),
         FIDELITY: _kind(
             _ACCURACY,

@@ -72,6 +72,7 @@ def audit_gates(
         ("int8_gain", asked.int8_gain, _gain(asked.int8_gain, kernels, lowered), why or unread),
         ("half_macs", asked.half_macs, kernels.half_macs if kernels else None, why),
         ("int8_weights", asked.int8_weights, _stored(lowered, "int8"), unread),
+        ("palette_weights", asked.palette_weights, _stored(lowered, "palette4"), unread),
         ("half_weights", asked.half_weights, _stored(lowered, "float16", "bfloat16"), unread),
         ("delegated_macs", asked.delegated_macs, lowered.delegated_macs, undelegated),
     )

@@ -83,7 +83,7 @@ _RUNTIME_NEEDS = {
     "cuda": ("torch",),
 }
 
-_BACKEND_NEEDS = {"coreml": "coremltools"}  # executorch brings it, on Linux x86_64 and macOS only
+_BACKEND_NEEDS = {"coreml": "coremltools"}  # executorch brings it, on Linux x86_64 and macOS only; so does its extra
 
 # by backend: the packages that it needs beside its runtime, what they are for, and the extra
 _EXTRAS_OF_BACKENDS = {
@@ -307,7 +307,7 @@ def _target(target: str, runtime: str, backend: str, present: set[str]) -> Findi
         remark, fix = f"needs {', '.join(missing)}", edgeq.core.system.install_command(runtime)
     elif backend in _BACKEND_NEEDS and _version(_BACKEND_NEEDS[backend]) is None:
         remark = f"needs {_BACKEND_NEEDS[backend]}, which is available on Linux x86_64 and macOS"
-        fix = "run edgeq on such a machine"
+        fix = edgeq.core.system.install_command(backend)
     elif backend in _EXTRAS_OF_BACKENDS and None in map(_version, _EXTRAS_OF_BACKENDS[backend][0]):
         names, use, extra = _EXTRAS_OF_BACKENDS[backend]
         remark, fix = f"needs {' and '.join(names)}, {use}", edgeq.core.system.install_command(extra)

@@ -45,7 +45,6 @@ from edgeq.core.marks import (
 from edgeq.core.runtimes import RuntimeName
 from edgeq.core.schemes import (
     AUTO,
-    AUTO_TRIES,
     DEFAULT,
     NEEDS_CALIBRATION,
     NEEDS_SEARCH,
@@ -55,6 +54,7 @@ from edgeq.core.schemes import (
     ObserverName,
     PlannedScheme,
     SchemeName,
+    auto_schemes,
     default_schemes,
     used_observer,
 )
@@ -541,6 +541,15 @@ class RunConfig:
         NotInKey("installing copies a finished bundle"),
         Doc("App project to install the bundles into if all gates pass; repeatable."),
     ] = ()
+    devtools: Annotated[
+        bool,
+        Flag("--devtools/--no-devtools"),
+        MORE_OUTPUT,
+        Doc(
+            "Also write what ExecuTorch's developer tools read: model.etrecord, model.etdump of one run on this host, "
+            "and model.bpte, the program with the golden samples. ExecuTorch targets only; the digest stays the same."
+        ),
+    ] = False
     cache: Annotated[
         bool,
         Flag("--use-cache/--no-cache"),
@@ -729,7 +738,7 @@ class Job(RunConfig):
         found: set[SchemeName] = set()
         for scheme in self.schemes_of(target):
             if scheme == AUTO:
-                found |= {name for name in AUTO_TRIES if name in target.schemes}
+                found |= {*auto_schemes(target.schemes)}
             elif scheme == DEFAULT:
                 found |= {*default_schemes(target.schemes)}
             else:

@@ -348,6 +348,12 @@ GOLDEN_NAME = "golden.npz"
 
 REPORT_NAMES = ("report.json", "report.html")
 
+# what ExecuTorch's developer tools read, with --devtools: they hold times and paths, and no release or app gets them
+ETRECORD_NAME, ETDUMP_NAME, BUNDLED_PROGRAM_NAME = "model.etrecord", "model.etdump", "model.bpte"
+
+# files beside a manifest that it does not list, and that the digest does not cover
+UNLISTED_NAMES = (*REPORT_NAMES, ETRECORD_NAME, ETDUMP_NAME, BUNDLED_PROGRAM_NAME)
+
 MAX_MANIFEST_BYTES = 4_000_000
 
 
@@ -401,9 +407,9 @@ class Manifest(Strict):
         roles = [entry.role for entry in self.files]
         if len(set(roles)) != len(roles) or not {"artifact", "golden"} <= set(roles):
             raise ValueError("expected one artifact and one golden file, and no role twice")
-        names = [name.lower() for name in (*(entry.path for entry in self.files), MANIFEST_NAME, *REPORT_NAMES)]
+        names = [name.lower() for name in (*(entry.path for entry in self.files), MANIFEST_NAME, *UNLISTED_NAMES)]
         if len(set(names)) != len(names):
-            raise ValueError("two files share a name, or use that of the manifest or a report")
+            raise ValueError("two files share a name, or use that of the manifest or of a file beside it")
         for one in self.inputs:
             if one.fed_from is None:
                 continue

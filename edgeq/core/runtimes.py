@@ -9,6 +9,7 @@ RuntimeName = Literal["executorch", "torchscript", "onnx", "openvino", "cuda"]
 BackendName = Literal[
     "xnnpack",
     "coreml",
+    "vulkan",
     "ethos-u55",
     "ethos-u85",
     "qnnpack",
@@ -25,7 +26,7 @@ BackendName = Literal[
 ETHOS_U: tuple[BackendName, ...] = ("ethos-u55", "ethos-u85")
 
 BACKENDS: dict[RuntimeName, tuple[BackendName, ...]] = {
-    "executorch": ("xnnpack", "coreml", *ETHOS_U),
+    "executorch": ("xnnpack", "coreml", "vulkan", *ETHOS_U),
     "torchscript": ("qnnpack", "x86", "fbgemm"),
     "onnx": ("ort", "qnn-htp"),
     "openvino": ("openvino",),

@@ -16,6 +16,7 @@ SchemeName = Literal[
     "static-int8",
     "dynamic-int8",
     "weight-only-int8",
+    "weight-only-palette4",
     "qat-int8",
     "mixed-int8",
     "static-a16w8",
@@ -47,8 +48,26 @@ def default_schemes(schemes: tuple[SchemeName, ...]) -> tuple[SchemeName, ...]:
 
 AUTO_TRIES: tuple[SchemeName, ...] = ("static-int8", "dynamic-int8", "mixed-int8", "qat-int8", "static-a16w8")
 
+
+def auto_schemes(schemes: tuple[SchemeName, ...]) -> tuple[SchemeName, ...]:
+    """Return what `auto` may try of a target's schemes, in no order of cost.
+
+    A target whose default is a float scheme, as Core ML's is, has its float ones; so has one without any of AUTO_TRIES.
+    """
+    tries = () if FLOAT_SCHEMES & {*schemes[:1]} else tuple(name for name in AUTO_TRIES if name in schemes)
+    return tries or tuple(name for name in schemes if name in FLOAT_SCHEMES)
+
+
 # they multiply in float, regardless of what they store, and no output differs from fp32 by quantization steps
-FLOAT_SCHEMES: frozenset[str] = frozenset({"fp32", "fp16", "bf16", "storage-fp16", "weight-only-int8"})
+FLOAT_SCHEMES: frozenset[str] = frozenset(
+    {"fp32", "fp16", "bf16", "storage-fp16", "weight-only-int8", "weight-only-palette4"}
+)
+
+PALETTE_SCHEME: SchemeName = "weight-only-palette4"
+
+# weights with at most as many elements stay in half in Core ML's packages (coremltools' own default): the operators
+# that expand them would take what they save
+COMPRESSED_ELEMENTS = 2048
 
 
 def used_observer(scheme: str, observer: ObserverName) -> ObserverName:
@@ -154,6 +173,12 @@ def parse_limit(text: str) -> tuple[LimitName, float]:
 # one quantization step; the rest is what float32 loses in dividing a difference by the step
 MAX_STEPS = 1.0 + 1e-3
 
+
+def arithmetic(scheme: str, backend: str) -> str:
+    """Return the scheme whose tolerances a scheme's outputs have on a backend: Core ML multiplies in half."""
+    return "fp16" if backend == "coreml" and scheme.startswith("weight-only-") else scheme
+
+
 INT8_STEPS = 127  # that weights in int8 have to each side of zero
 
 # float32 kernels that sum in another order stay above 100 dB; 60 dB is a difference of a thousandth. Half has 11 bits,
@@ -162,9 +187,13 @@ MIN_SQNR_DB_FLOAT: dict[str, float] = {
     "fp32": 60.0,
     "storage-fp16": 60.0,
     "weight-only-int8": 60.0,
+    "weight-only-palette4": 40.0,
     "fp16": 40.0,
     "bf16": 25.0,
 }
+
+# of weights that are compressed, read back from the artifact: what half precision makes of their scales is above 60 dB
+MIN_SQNR_DB_WEIGHTS = 40.0
 
 # the two round int8 activations differently, and no output is quantized that could be counted in steps
 MIN_SQNR_DB_INT8 = 30.0

@@ -261,7 +261,7 @@ def replaced(module: Any, name: str, value: Any) -> Iterator[None]:
 # --- Runtimes that come with an extra of edgeq: what they need, and how to get it.
 
 
-# by runtime, backend or kind of source: the extra, and the modules that it brings
+# by runtime, backend, scheme or kind of source: the extra, and the modules that it brings
 EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "executorch": ("executorch", ("torch", "torchao", "executorch")),
     "torchscript": ("torchscript", ("torch",)),
@@ -270,6 +270,7 @@ EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "cuda": ("cuda", ("torch",)),
     "qnn-htp": ("qnn", ("onnxruntime_qnn",)),
     **dict.fromkeys(ETHOS_U, ("ethos-u", ("ethosu", "serializer", "tosa_reference_model", "ml_dtypes"))),
+    "weight-only-palette4": ("coreml", ("coremltools", "sklearn")),
     "torchvision": ("torchvision", ("torchvision",)),
     "hf": ("hf", ("transformers",)),
     "timm": ("timm", ("timm",)),
@@ -322,7 +323,8 @@ def missing_module(text: str) -> EnvironmentProblem | None:
 
 
 def _lacking(need: str, modules: Sequence[str]) -> str:
-    noun = f"a {need}: model" if need in _SOURCES else "--metric map" if need == "map" else f"the {need} runtime"
+    nouns = {"map": "--metric map", "weight-only-palette4": "--scheme weight-only-palette4"}
+    noun = f"a {need}: model" if need in _SOURCES else nouns.get(need, f"the {need} runtime")
     return f"{noun} needs {', '.join(modules)}, which {'is' if len(modules) == 1 else 'are'} not installed"
 
 

@@ -29,6 +29,7 @@ _WHOLE_NUMBERS = frozenset({"static-int8", "static-a16w8"})  # schemes of NPUs w
 
 _ONLY_IN: dict[str, tuple[str, str]] = {
     "coreml": ("Darwin", "Core ML runs on Apple's devices only"),
+    "vulkan": ("Android", "ExecuTorch's wheel has no Vulkan runtime"),
     "cuda": _NO_GPU,
     "cuda-torchscript": _NO_GPU,
     **dict.fromkeys(ETHOS_U, _REFERENCE),
@@ -47,6 +48,9 @@ class Audit(_Strict):
     int8_gain: Share = Field(default=0.0, description="share of all MACs in int8 kernels or of the constants in int8")
     half_macs: Share = Field(default=0.0, description="share of MACs in half-precision kernels, by the same profile")
     int8_weights: Share = Field(default=0.0, description="share of the constants that the artifact stores in int8")
+    palette_weights: Share = Field(
+        default=0.0, description="the same as indices of 4 bits into a palette of 16 values (Core ML)"
+    )
     half_weights: Share = Field(default=0.0, description="the same in half precision, float16 or bfloat16")
     delegated_macs: Share = Field(default=0.0, description="share of MACs that the delegate took (ExecuTorch)")
 
@@ -176,6 +180,7 @@ class TargetGroup(_Strict):
 # what does the work; where that is not one thing, the runtime chooses
 _ACCELERATORS = {
     "coreml": "Neural Engine, GPU or CPU",
+    "vulkan": "GPU",
     "cuda": "NVIDIA GPU",
     "cuda-torchscript": "NVIDIA GPU",
     NPU: "Hexagon NPU",
@@ -218,6 +223,7 @@ def why_not_run(backend: str) -> str:
 # backends whose artifacts have one size for each input
 _FIXED_SIZES: dict[str, str] = {
     "coreml": "no Core ML runtime runs here that could verify other sizes",
+    "vulkan": "no Vulkan runtime runs here that could verify other sizes",
     NPU: "the NPU's compiler takes fixed sizes only",
     "cuda": "edgeq compiles one size for each artifact there",
     "cuda-torchscript": "edgeq compiles one size for each artifact there",

@@ -11,7 +11,7 @@ from pathlib import Path
 from edgeq.bundle.reader import open_regular, read_bundle, read_manifest
 from edgeq.core.errors import EdgeqError, IntegrityError, UsageError, VerificationError
 from edgeq.core.files import disk_errors, lock_dir, recover_dir, refuse_links, remove_dir, staged_dir
-from edgeq.core.manifest import MANIFEST_NAME, REPORT_NAMES, Bundle, Manifest, contract_change
+from edgeq.core.manifest import MANIFEST_NAME, UNLISTED_NAMES, Bundle, Manifest, contract_change
 from edgeq.core.targets import TargetProfile
 from edgeq.deliver.android import ABIS, Growth, growth_by_abi, keep_rules_note, no_compress_note
 from edgeq.deliver.gradle import (
@@ -231,7 +231,7 @@ def _check_place(place: Path) -> None:
     if not place.is_dir() or not any(place.iterdir()):
         return
     try:
-        known = {entry.path for entry in read_manifest(place)[1].files} | {MANIFEST_NAME, *REPORT_NAMES}
+        known = {entry.path for entry in read_manifest(place)[1].files} | {MANIFEST_NAME, *UNLISTED_NAMES}
     except EdgeqError as err:
         what = f"{place} holds files that are not a bundle: {err.what}"
         raise UsageError(what, "move it away, and install again") from err
@@ -303,7 +303,7 @@ def _stale(place: Path, installed: Manifest) -> bool:
         manifest = read_manifest(place)[1]
     except EdgeqError:
         return False  # a user's own
-    known = {entry.path for entry in manifest.files} | {MANIFEST_NAME, *REPORT_NAMES}
+    known = {entry.path for entry in manifest.files} | {MANIFEST_NAME, *UNLISTED_NAMES}
     same = (manifest.model.name, manifest.target.name) == (installed.model.name, place.name)
     own = any(path.name not in known for path in place.iterdir())
     return same and not own and manifest.model.version != installed.model.version

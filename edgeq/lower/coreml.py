@@ -21,15 +21,22 @@ from typing import Any
 from edgeq.core.errors import EnvironmentProblem
 from edgeq.core.files import canonical_json, sha256_bytes, sha256_file
 from edgeq.core.results.model import QuantizedModel
-from edgeq.core.system import replaced
-
-_PACKAGE = "model.mlpackage"
+from edgeq.core.schemes import COMPRESSED_ELEMENTS, PALETTE_SCHEME
+from edgeq.core.system import install_command, replaced
+from edgeq.lower.coreml_package import PACKAGE
 
 _MANIFEST = "Manifest.json"
 
 _SPECIFICATION = "Data/com.apple.CoreML/model.mlmodel"
 
-_WITH_BARS = ("frontend.torch.ops", "mil.passes.pass_pipeline")
+_WITH_BARS = (
+    "coremltools.converters.mil.frontend.torch.ops",
+    "coremltools.converters.mil.mil.passes.pass_pipeline",
+    "coremltools.optimize.coreml._quantization_passes",
+)
+
+# where each operator comes from: of a small int8 model, more than half of its bytes
+_DEBUG_RECORDS = ("debug_info.json", f"{PACKAGE}/executorch_debug_handle_mapping.json")
 
 _DAY = "com.github.apple.coremltools.conversion_date"
 
@@ -42,7 +49,7 @@ def check_coreml() -> None:
     """
     if importlib.util.find_spec("coremltools") is None:
         what = "coremltools is missing; targets with the backend coreml need it"
-        fix = "package on Linux x86_64 or macOS, after `pip install coremltools==9.0`"
+        fix = f"package on Linux x86_64 or macOS, after `{install_command('coreml')}`"
         raise EnvironmentProblem(what, fix)
 
 
@@ -64,6 +71,20 @@ def partitioner(quantized: QuantizedModel, _left_out: Collection[str] = (), _spe
     return CoreMLPartitioner(compile_specs=specs)
 
 
+def _without_rescaling(_specs: Any) -> Any:
+    """Return coremltools' passes but those that multiply weights, which would then leave their int8 or palette values.
+
+    It stands for ExecuTorch's reader of compile options, which would write 3 kB of names into the program.
+    """
+    import coremltools
+
+    passes = coremltools.PassPipeline()
+    passes.remove_passes(
+        {"common::fuse_conv_scale", "common::fuse_conv_batchnorm", "common::fuse_elementwise_to_batchnorm"}
+    )
+    return passes
+
+
 def stored(quantized: QuantizedModel, found: tuple[tuple[str, int], ...]) -> tuple[tuple[str, int], ...]:
     """Return how many elements of each dtype the package holds, of those that the lowered program has."""
     if not _narrows(quantized):
@@ -75,16 +96,24 @@ def stored(quantized: QuantizedModel, found: tuple[tuple[str, int], ...]) -> tup
 
 
 def _narrows(quantized: QuantizedModel) -> bool:
-    """Whether Core ML narrows all of a program in float32 to half; else each value has the program's own dtype."""
-    if quantized.scheme != "fp16":
+    """Whether Core ML narrows all of a program in float32 to half; else each value has the program's own dtype.
+
+    The Neural Engine computes in half or int8 only.
+    """
+    if quantized.scheme == "fp32":
         return False
+    if quantized.scheme != "fp16":
+        return True
     values = (node.meta.get("val") for node in quantized.exported.graph.nodes)
     return not any(str(getattr(value, "dtype", "")) == "torch.float16" for value in values)
 
 
 @contextlib.contextmanager
-def repeatable(_program: Any) -> Iterator[None]:
-    """Make equal inputs give equal bytes inside the block, and silence the libraries' logs and progress bars."""
+def repeatable(quantized: QuantizedModel, _program: Any) -> Iterator[None]:
+    """Make equal inputs give equal bytes inside the block, and silence the libraries' logs and progress bars.
+
+    The weights of a scheme that stores them smaller are compressed there, before a package is saved.
+    """
     with replaced(logging.getLogger("coremltools"), "disabled", True):
         from executorch.backends.apple.coreml.compiler import coreml_preprocess
         from executorch.backends.apple.coreml.partition import coreml_partitioner
@@ -93,16 +122,44 @@ def repeatable(_program: Any) -> Iterator[None]:
         flatten = library.flatten_directory_contents
 
         def ordered(folder: str) -> Any:
+            if quantized.scheme not in ("fp16", "fp32"):  # whose bundles have had them since their first release
+                for name in _DEBUG_RECORDS:
+                    (Path(folder) / name).unlink(missing_ok=True)
             _put_in_order(Path(folder))
             return flatten(folder)
 
         with contextlib.ExitStack() as stack:
             stack.enter_context(replaced(library, "flatten_directory_contents", ordered))
+            backend = coreml_preprocess.CoreMLBackend
+            if quantized.scheme not in ("fp16", "fp32"):
+                stack.enter_context(replaced(backend, "pass_pipeline_from_compile_specs", _without_rescaling))
+            if quantized.scheme in ("weight-only-int8", PALETTE_SCHEME):
+                convert = backend._convert_to_mlmodel
+
+                def compressed(*args: Any, **options: Any) -> Any:
+                    return _compressed(convert(*args, **options), quantized.scheme)
+
+                stack.enter_context(replaced(backend, "_convert_to_mlmodel", compressed))
             for module in (coreml_preprocess, coreml_partitioner):
                 stack.enter_context(replaced(module.logger, "disabled", True))
             for name in _WITH_BARS:
-                stack.enter_context(_without_bars(importlib.import_module(f"coremltools.converters.mil.{name}")))
+                stack.enter_context(_without_bars(importlib.import_module(name)))
             yield
+
+
+def _compressed(model: Any, scheme: str) -> Any:
+    """Return an MLModel with its weights in int8 by channel, or as indices into a palette.
+
+    The weights have such values already (`edgeq/quantize/rounded.py`), so that this loses next to nothing. ExecuTorch's
+    own option would leave the tables of embeddings out.
+    """
+    from coremltools.optimize import coreml
+
+    if scheme == PALETTE_SCHEME:
+        palette = coreml.OpPalettizerConfig(mode="unique", weight_threshold=COMPRESSED_ELEMENTS)
+        return coreml.palettize_weights(model, coreml.OptimizationConfig(global_config=palette))
+    int8 = coreml.OpLinearQuantizerConfig(mode="linear_symmetric", weight_threshold=COMPRESSED_ELEMENTS)
+    return coreml.linear_quantize_weights(model, coreml.OptimizationConfig(global_config=int8))
 
 
 @contextlib.contextmanager
@@ -119,7 +176,7 @@ def _put_in_order(folder: Path) -> None:
         folder: it holds the package and ExecuTorch's `metadata.json`, whose identifier is the name under which a
             device keeps the compiled model: it follows from the content.
     """
-    package = folder / _PACKAGE
+    package = folder / PACKAGE
     _write_specification(package / _SPECIFICATION)
     files = sorted(path for path in package.rglob("*") if path.is_file() and path.name != _MANIFEST)
     content = {str(path.relative_to(package)): sha256_file(path) for path in files}

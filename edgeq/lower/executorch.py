@@ -18,8 +18,11 @@ from edgeq.core.operators import exported
 from edgeq.core.results.model import Layer, LoweredModel, QuantizedModel
 from edgeq.core.runtimes import ETHOS_U
 from edgeq.core.samples import varying_sizes
+from edgeq.core.schemes import FLOAT_SCHEMES
 from edgeq.core.system import replaced
-from edgeq.lower import coreml, ethos
+from edgeq.lower import coreml, ethos, vulkan
+from edgeq.lower.coreml_package import read_contents, weights_sqnr_db
+from edgeq.lower.devtools import write_etrecord
 from edgeq.lower.edge_speedups import speedups
 from edgeq.lower.layers import MODULE_KEY, delegated_share, graph_layer, is_of_input
 from edgeq.lower.spec import LowerSpec
@@ -41,7 +44,7 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
         with parts.recorded() if spec.npu else contextlib.nullcontext():
             edge = _to_edge(quantized, spec, task)
         layers, undelegated = _facts(edge.exported_program())
-        stored = DELEGATES[spec.backend].stored(quantized, _stored(edge.exported_program()))
+        facts = DELEGATES[spec.backend].facts(quantized, edge.exported_program())
         try:
             program = edge.to_executorch()
         except Exception as err:  # memory planning and emission raise many types
@@ -52,6 +55,8 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
         path = spec.folder / "model.pte"
         with path.open("wb") as file:
             program.write_to_file(file)
+        if spec.devtools:
+            write_etrecord(program, spec.folder)
     plan = program.executorch_program.execution_plan[0]
     operators = tuple(sorted({f"{op.name}.{op.overload}" if op.overload else str(op.name) for op in plan.operators}))
     planned_bytes = sum(plan.non_const_buffer_sizes)
@@ -66,7 +71,9 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
         layers=layers,
         delegated_macs=delegated_share(layers),
         planned_memory_bytes=planned_bytes if varying_sizes(spec.inputs) else None,
-        stored=stored,
+        stored=facts.stored,
+        kernels=facts.kernels,
+        weights_sqnr_db=facts.weights_sqnr_db,
         companions=(("reference", parts.write(spec.folder)),) if spec.npu else (),
         npu=parts.facts(spec.npu, planned_bytes, operators) if spec.npu else None,
     )
@@ -86,9 +93,11 @@ def _to_edge(quantized: QuantizedModel, spec: LowerSpec, task: Task) -> Any:
                     inputs = tuple(torch.zeros(item.shape, dtype=getattr(torch, item.dtype)) for item in spec.inputs)
                     program = exported(quantized.graph, inputs, spec.inputs)
                 program = _expressible(program)
-                with delegate.around(program):
+                with delegate.around(quantized, program):
                     partitioner = delegate.partitioner(quantized, left_out, spec)
-                    return to_edge_transform_and_lower(program, partitioner=[partitioner])
+                    return to_edge_transform_and_lower(
+                        program, partitioner=[partitioner], generate_etrecord=spec.devtools
+                    )
         except EdgeqError:
             raise
         except Exception as err:  # torch.export and the passes raise many types
@@ -108,6 +117,7 @@ def _to_edge(quantized: QuantizedModel, spec: LowerSpec, task: Task) -> Any:
 _OTHER_TARGET: dict[str, str] = {
     "xnnpack": "a TorchScript target",
     "coreml": "--target ios-arm64-xnnpack",
+    "vulkan": "--target android-arm64-xnnpack",
     **dict.fromkeys(ETHOS_U, "--target linux-arm64-xnnpack, on a CPU"),
 }
 
@@ -218,11 +228,7 @@ def _facts(program: Any) -> tuple[tuple[Layer, ...], tuple[str, ...]]:
 def _stored(program: Any) -> Stored:
     """Return how many elements of each dtype the program and its delegates hold as constants."""
     tally: Counter[str] = Counter()
-    delegates = [
-        getattr(program.graph_module, node.args[0].target).original_module
-        for node in program.graph.nodes
-        if node.op == "call_function" and node.target.__name__ == "executorch_call_delegate"
-    ]
+    delegates = [part.original_module for part in _delegates(program)]
     held = {}
     for part in (program, *delegates):
         names = _constant_names(part.graph_signature)
@@ -274,23 +280,32 @@ def _constant_names(signature: Any) -> dict[str, str]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DelegateFacts:
+    """What the programs of a delegate hold; see `LoweredModel`."""
+
+    stored: Stored
+    kernels: tuple[str, ...] = ()
+    weights_sqnr_db: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Delegate:
     """How a backend takes part in a lowering.
 
     Attributes:
         title: of its partitioner, for the manifest.
         partitioner: makes it for a model's scheme, compile options included, without operators of these names.
-        around: context manager that is active while a program is lowered.
+        around: context manager that is active while a model's program is lowered.
         check: raises before a long run if something is missing here.
-        stored: how many elements of each dtype the delegate stores, of those that the program has.
+        facts: what the delegate's own programs hold, of a model and its lowered program.
         libraries: those besides ExecuTorch that affect the artifact or its verification.
     """
 
     title: str
     partitioner: Callable[[QuantizedModel, Collection[str], LowerSpec], Any]
-    around: Callable[[Any], AbstractContextManager[None]]
+    around: Callable[[QuantizedModel, Any], AbstractContextManager[None]]
     check: Callable[[], None]
-    stored: Callable[[QuantizedModel, Stored], Stored]
+    facts: Callable[[QuantizedModel, Any], DelegateFacts]
     libraries: tuple[str, ...] = ()
 
 
@@ -312,7 +327,7 @@ def _xnnpack(_quantized: QuantizedModel, left_out: Collection[str], _spec: Lower
 
 
 @contextlib.contextmanager
-def _xnnpack_passes(program: Any) -> Iterator[None]:
+def _xnnpack_passes(_quantized: QuantizedModel, program: Any) -> Iterator[None]:
     """Lower without repeated work, and without what XNNPACK's partitioner and passes trip over.
 
     The partitioner (ExecuTorch 1.5.1) asks whether a merged partition would wait for itself through single nodes. Where
@@ -364,16 +379,45 @@ def _xnnpack_passes(program: Any) -> Iterator[None]:
 
 
 def _no_check() -> None:
-    """The delegate comes with ExecuTorch, or `check_extras` looks for what it needs."""
+    """XNNPACK and Vulkan's compiler come with ExecuTorch, or `check_extras` looks for what a delegate needs."""
 
 
 @contextlib.contextmanager
-def _as_it_is(_program: Any) -> Iterator[None]:
+def _as_it_is(_quantized: QuantizedModel, _program: Any) -> Iterator[None]:
     yield
 
 
-def _as_in_the_program(_quantized: QuantizedModel, found: Stored) -> Stored:
-    return found
+def _as_in_the_program(_quantized: QuantizedModel, program: Any) -> DelegateFacts:
+    return DelegateFacts(stored=_stored(program))
+
+
+def _coreml(quantized: QuantizedModel, program: Any) -> DelegateFacts:
+    if quantized.scheme in ("fp16", "fp32"):
+        return DelegateFacts(stored=coreml.stored(quantized, _stored(program)))
+    found = read_contents([part.processed_bytes for part in _delegates(program)])
+    return DelegateFacts(
+        stored=found.stored,
+        # weights alone are no claim of how they are multiplied
+        kernels=() if quantized.scheme in FLOAT_SCHEMES else found.kernels,
+        weights_sqnr_db=weights_sqnr_db(found.weights, quantized),
+    )
+
+
+def _vulkan(quantized: QuantizedModel, program: Any) -> DelegateFacts:
+    is_int8 = quantized.scheme not in FLOAT_SCHEMES
+    return DelegateFacts(
+        stored=coreml.stored(quantized, _stored(program)) if quantized.scheme == "fp16" else _stored(program),
+        kernels=vulkan.kernels([part.processed_bytes for part in _delegates(program)]) if is_int8 else (),
+    )
+
+
+def _delegates(program: Any) -> list[Any]:
+    """Return the delegates of a lowered program, in the order of execution."""
+    return [
+        getattr(program.graph_module, node.args[0].target)
+        for node in program.graph.nodes
+        if node.op == "call_function" and node.target.__name__ == "executorch_call_delegate"
+    ]
 
 
 DELEGATES: dict[str, Delegate] = {
@@ -382,14 +426,14 @@ DELEGATES: dict[str, Delegate] = {
         partitioner=_xnnpack,
         around=_xnnpack_passes,
         check=_no_check,
-        stored=_as_in_the_program,
+        facts=_as_in_the_program,
     ),
     "coreml": Delegate(
         title="CoreMLPartitioner",
         partitioner=coreml.partitioner,
         around=coreml.repeatable,
         check=coreml.check_coreml,
-        stored=coreml.stored,
+        facts=_coreml,
         libraries=("coremltools",),
     ),
     **dict.fromkeys(
@@ -399,9 +443,16 @@ DELEGATES: dict[str, Delegate] = {
             partitioner=ethos.partitioner,
             around=_as_it_is,
             check=_no_check,
-            stored=_as_in_the_program,
+            facts=_as_in_the_program,
             libraries=("ethos-u-vela", "tosa-tools"),
         ),
+    ),
+    "vulkan": Delegate(
+        title="VulkanPartitioner",
+        partitioner=vulkan.partitioner,
+        around=_as_it_is,
+        check=_no_check,
+        facts=_vulkan,
     ),
 }
 

@@ -20,6 +20,9 @@ MODULE_KEY = "edgeq_module"  # written at capture; kept by torch in `meta["custo
 MATRIX_OPS = {"addmm": (1, 2), "mm": (0, 1), "bmm": (0, 1), "linear": (0, 1), "baddbmm": (1, 2), "matmul": (0, 1)}
 
 
+_CONVOLUTIONS = {"convolution", *(f"{kind}{rank}d" for kind in ("conv", "conv_transpose") for rank in (1, 2, 3))}
+
+
 def conv_macs(
     weight_shape: Sequence[int], output_shape: Sequence[int], input_shape: Sequence[int], *, transposed: bool
 ) -> int:
@@ -59,9 +62,9 @@ def graph_layer(
     """
     op = node.target.__name__.removeprefix("aten.").partition(".")[0]
     shape = _shape(node) if hasattr(node.meta.get("val"), "shape") else ()
-    if op in ("convolution", "conv1d", "conv2d", "conv3d"):
+    if op in _CONVOLUTIONS:
         source, weight, of_activations = node.args[0], node.args[1], False
-        transposed = op == "convolution" and bool(node.args[6])
+        transposed = op.startswith("conv_transpose") or (op == "convolution" and bool(node.args[6]))
         macs = conv_macs(_shape(weight), shape, _shape(source), transposed=transposed)
     elif op in MATRIX_OPS:
         source, weight = (node.args[i] for i in MATRIX_OPS[op])

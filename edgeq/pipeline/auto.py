@@ -26,7 +26,17 @@ from edgeq.core.errors import (
 from edgeq.core.results.artifact import Inputs
 from edgeq.core.results.model import ModelWork
 from edgeq.core.results.report import Choice, DataFacts, PackageResult, Variant, variant_of, with_warning
-from edgeq.core.schemes import AUTO, DEFAULT, LIMITS, NEEDS_CALIBRATION, SEARCH_LIMITS, SchemeName, default_schemes
+from edgeq.core.schemes import (
+    AUTO,
+    DEFAULT,
+    FLOAT_SCHEMES,
+    LIMITS,
+    NEEDS_CALIBRATION,
+    SEARCH_LIMITS,
+    SchemeName,
+    auto_schemes,
+    default_schemes,
+)
 from edgeq.core.targets import TargetProfile
 from edgeq.core.units import counted, format_bytes, parse_quantity
 from edgeq.lower.onnx import file_work
@@ -85,8 +95,8 @@ def candidates(target: TargetProfile, job: Job, linear_macs: float) -> tuple[Sch
     searched = any(name in SEARCH_LIMITS for name, _ in job.gates.limits)
     order = (*first, *(("mixed-int8",) if searched else ()), "qat-int8")
     can = _possible(target, job.source).schemes
-    return tuple(scheme for scheme in order if scheme in can) or tuple(
-        scheme for scheme in can if scheme != "pretrained"
+    return tuple(scheme for scheme in order if scheme in auto_schemes(can)) or tuple(
+        scheme for scheme in can if scheme in FLOAT_SCHEMES or scheme in auto_schemes(can)
     )
 
 

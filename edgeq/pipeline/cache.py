@@ -38,7 +38,7 @@ from edgeq.core.files import (
     staged_dir,
     write_atomic,
 )
-from edgeq.core.manifest import REPORT_NAMES
+from edgeq.core.manifest import UNLISTED_NAMES
 from edgeq.core.marks import options_of
 from edgeq.core.results.report import DataFacts, ModelError, PackageResult, with_warning
 from edgeq.core.schemes import AUTO, DEFAULT, NEEDS_SEARCH
@@ -559,8 +559,8 @@ def _described(
 
 
 def _reports(folder: Path) -> dict[str, str]:
-    """Return the hash of each report, which the bundle's digest does not cover."""
-    return {name: sha256_file(folder / name) for name in REPORT_NAMES}
+    """Return the hash of each report, and of each other file that the bundle's digest does not cover."""
+    return {name: sha256_file(folder / name) for name in UNLISTED_NAMES if (folder / name).exists()}
 
 
 # --- Shared caches: the same entries, which others may have written.

@@ -534,6 +534,7 @@ def _lower(quantized: QuantizedModel, step: BuildStep) -> LoweredModel:
             label=step.label,
             native=spec.native,
             npu=spec.npu,
+            devtools=step.job.devtools,
             file_format=spec.file_format,
             output_names=step.inputs.model.output_names,
         ),

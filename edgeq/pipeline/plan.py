@@ -18,7 +18,6 @@ from edgeq.core.results.report import DataFacts, ModelError, PackageResult
 from edgeq.core.runtimes import ETHOS_U
 from edgeq.core.schemes import (
     AUTO,
-    AUTO_TRIES,
     DEFAULT,
     LIMITS,
     NEEDS_CALIBRATION,
@@ -26,6 +25,7 @@ from edgeq.core.schemes import (
     NEEDS_TRAINING,
     PlannedScheme,
     SchemeName,
+    auto_schemes,
     default_schemes,
     used_observer,
 )
@@ -628,7 +628,7 @@ def _emulated(job: Job, target: TargetProfile) -> str:
 
 def _quantize(job: Job, target: TargetProfile, scheme: str) -> _Steps:
     if scheme == AUTO:
-        tries = ", ".join(name for name in AUTO_TRIES if name in target.schemes) or ", ".join(target.schemes)
+        tries = ", ".join(auto_schemes(target.schemes))
         return [
             ("choose", f"the first of {tries} that passes every gate; what the model is made of says which is first")
         ]

@@ -153,7 +153,8 @@ def preflight(job: Job, *, builds_here: bool = True) -> None:
         check_delegates(tuple(target.backend for target in job.targets))
     with found.of("targets"):
         check_extras(
-            [name for target in job.targets for name in (target.runtime, target.backend)] + [_kind(job.source)]
+            [name for target in job.targets for name in (target.runtime, target.backend)]
+            + [_kind(job.source), *job.schemes]
         )
     if job.data.metric == "map":
         with found.of("data.metric"):
@@ -181,6 +182,8 @@ def preflight(job: Job, *, builds_here: bool = True) -> None:
             _check_sizes(job)
     with found.of("state"):
         _check_states(job)
+    with found.of("devtools"):
+        _check_devtools(job)
     # a missing folder is a finding of its path already, by the name of its option
     if job.reuse_qparams_from is None or job.reuse_qparams_from.exists():
         with found.of("reuse_qparams_from"):
@@ -208,6 +211,16 @@ def _check_states(job: Job) -> None:
     if varying := [spec.name for spec in (parse_input(text, i) for i, text in enumerate(job.inputs)) if spec.varying]:
         what = f"--state needs inputs of one size, but --input {varying[0]} varies"
         raise UsageError(what, "give fixed sizes in --input: those of one step")
+
+
+def _check_devtools(job: Job) -> None:
+    """Refuse --devtools where no program is made whose files they could be."""
+    if job.devtools and all(target.runtime != "executorch" for target in job.all_targets):
+        what = "--devtools writes files for ExecuTorch's developer tools, but no target runs ExecuTorch"
+        raise UsageError(what, "add an ExecuTorch target, such as android-arm64-xnnpack, or omit --devtools")
+    if job.devtools and Path(job.source).suffix in _LOWERED:
+        what = f"--devtools needs the graph that a program was lowered from, but {job.source} is already lowered"
+        raise UsageError(what, "give the PyTorch model, or omit --devtools")
 
 
 def _kind(source: str) -> str:

@@ -11,7 +11,7 @@ from edgeq.config.resolve import with_demo_data
 from edgeq.core.arrays import np
 from edgeq.core.config import REJECTED_NAME, Job, Progress
 from edgeq.core.errors import FoundErrors, UsageError, VerificationError, first_line, raise_findings
-from edgeq.core.manifest import check_slug
+from edgeq.core.manifest import ETDUMP_NAME, check_slug
 from edgeq.core.marks import is_built_in_metric
 from edgeq.core.preprocess import Preprocess, load_preprocess
 from edgeq.core.results.artifact import Inputs
@@ -126,6 +126,7 @@ def verify_spec(step: BuildStep, lowered: LoweredModel | None) -> VerifySpec:
         output_names=inputs.model.output_names,
         progress=step.progress,
         label=step.label,
+        etdump=step.folder / ETDUMP_NAME if step.job.devtools and spec.runtime == "executorch" else None,
     )
 
 

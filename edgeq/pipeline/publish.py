@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from edgeq.bundle.archive import download_size_bytes
-from edgeq.bundle.reader import read_manifest
+from edgeq.bundle.golden import read_golden, test_cases
+from edgeq.bundle.reader import read_bundle, read_manifest
 from edgeq.bundle.run_report import REPORT_NAME, read_report, write_report
 from edgeq.bundle.writer import with_gates, write_bundle
 from edgeq.check.evaluate import check, check_again
 from edgeq.core.config import REJECTED_NAME, GateOptions, Job, provenance_options
 from edgeq.core.errors import EdgeqError, UsageError
 from edgeq.core.files import copy_files, remove_dir, staged_dir
-from edgeq.core.manifest import MANIFEST_NAME, manifest_bytes, manifest_digest
+from edgeq.core.manifest import (
+    BUNDLED_PROGRAM_NAME,
+    ETDUMP_NAME,
+    ETRECORD_NAME,
+    MANIFEST_NAME,
+    manifest_bytes,
+    manifest_digest,
+)
 from edgeq.core.results.artifact import Artifact, BundleInput, Inputs
 from edgeq.core.results.report import (
     CheckReport,
@@ -30,6 +39,7 @@ from edgeq.core.results.report import (
 from edgeq.core.sources import origin
 from edgeq.core.system import tool_versions
 from edgeq.core.targets import TargetProfile
+from edgeq.lower.devtools import bundled_program
 from edgeq.lower.executorch import delegate_tools
 from edgeq.pipeline.plan import BuildUnit, Plan
 from edgeq.pipeline.reports import write_bundle_page
@@ -144,6 +154,8 @@ def write_result(
         return checked, digest, download_size_bytes(folder, known)
 
     checked, digest, download_bytes = _settled(write)
+    if job.devtools and target.runtime == "executorch":
+        _write_devtools(artifact, folder)
     return PackageResult(
         model=inputs.model.name,
         target=target.name,
@@ -167,6 +179,20 @@ def write_result(
         layer_sqnrs=artifact.quantized.layer_sqnrs,
         shipped=_shipped_figures(job),
     )
+
+
+def _write_devtools(artifact: Artifact, folder: Path) -> None:
+    """Write beside a finished bundle what ExecuTorch's developer tools read: ETRecord, ETDump and BundledProgram.
+
+    A program that no runtime here loads has no ETDump.
+    """
+    for name in (ETRECORD_NAME, ETDUMP_NAME):
+        made = artifact.lowered.path.with_name(name)
+        if made.exists():
+            shutil.copyfile(made, folder / name)
+    bundle = read_bundle(folder)
+    cases = test_cases(read_golden(bundle), bundle.manifest)
+    (folder / BUNDLED_PROGRAM_NAME).write_bytes(bundled_program(bundle.artifact, cases))
 
 
 def _shipped_figures(job: Job) -> Variant | None:

@@ -57,8 +57,12 @@ METHODS: dict[tuple[str, str], Method] = {
         description="PT2E, the XNNPACK quantizer, activations quantized at run time",
     ),
     ("executorch", "weight-only-int8"): Method(
-        function="edgeq.quantize.weight_only:weight_only_linear_int8",
-        description="linear and embedding weights stored in int8, arithmetic in float32",
+        function="edgeq.quantize.rounded:weight_only_executorch",
+        description="linear and embedding weights stored in int8, arithmetic in float32; Core ML: all weights, in half",
+    ),
+    ("executorch", "weight-only-palette4"): Method(
+        function="edgeq.quantize.rounded:palette4",
+        description="Core ML: weights stored as indices of 4 bits into a palette of 16 values, arithmetic in half",
     ),
     ("executorch", "qat-int8"): Method(
         function="edgeq.quantize.pt2e:qat_int8",

@@ -18,7 +18,7 @@ from edgeq.quantize.capture import capture, example_tensors
 from edgeq.quantize.half_graph import NodeRange, scan
 from edgeq.quantize.pt2e_workarounds import coordinates, samplers
 from edgeq.quantize.result import float_model, quantized_model, type_names
-from edgeq.quantize.spec import QuantizeSpec, inside, matched_names
+from edgeq.quantize.spec import NARROWING, QuantizeSpec, inside, matched_names
 from edgeq.quantize.weight_only import check_half_range
 
 
@@ -49,7 +49,7 @@ def true_half(spec: QuantizeSpec) -> QuantizedModel:
     is_sampled = spec.captured is not None and bool(samplers(spec.captured.graph))
     # of a graph, as of an exported program or an archive of torch.jit, torch.export leaves out the hooks that cast
     is_graph = isinstance(module, torch.fx.GraphModule) and spec.captured is not None
-    if is_sampled or is_graph or (spec.backend == "coreml" and kept):
+    if is_sampled or is_graph or (spec.backend in NARROWING and kept):
         return _true_half_by_node(spec, kept)
     module.half()
     _cast(module, torch.float16, torch.float32)
@@ -68,7 +68,7 @@ def true_half(spec: QuantizeSpec) -> QuantizedModel:
     program = capture(dataclasses.replace(spec.model, kind="module", model=module))
     left = [name for name in names if name not in halved]
     made = quantized_model("fp16", program.module(), (halved, left), covers="float")
-    return dataclasses.replace(made, exported=spec.captured if spec.backend == "coreml" else program)
+    return dataclasses.replace(made, exported=spec.captured if spec.backend in NARROWING else program)
 
 
 def _true_half_by_node(spec: QuantizeSpec, kept: frozenset[str]) -> QuantizedModel:
@@ -105,7 +105,7 @@ def _true_half_by_node(spec: QuantizeSpec, kept: frozenset[str]) -> QuantizedMod
     except Exception as err:  # kernels raise many types
         raise UnsupportedError(first_line(err), "keep the module in float (--keep-fp32)") from err
     made = quantized_model("fp16", program.module(), (halved, _others(owners, halved)), covers="float")
-    if spec.backend == "coreml" and not kept:
+    if spec.backend in NARROWING and not kept:
         return dataclasses.replace(made, exported=spec.captured)
     wide = sorted({name for node in module.graph.nodes if is_exact(node) and (name := half_graph.op_name(node))})
     remarks = (f"computed in float32: {', '.join(wide)}",) if wide else ()

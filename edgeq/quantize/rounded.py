@@ -1,4 +1,4 @@
-"""Weights rounded to what int8 or half holds, in a graph that stays float32: OpenVINO's lowering stores them so."""
+"""Weights rounded to what int8, half or a palette holds, in a float graph; OpenVINO and Core ML store them so."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import Any
 
 from edgeq.core.errors import UnsupportedError
 from edgeq.core.results.model import QuantizedModel
-from edgeq.core.schemes import INT8_STEPS
+from edgeq.core.schemes import COMPRESSED_ELEMENTS, INT8_STEPS, PALETTE_SCHEME
+from edgeq.core.system import check_extras
 from edgeq.quantize import half_graph
-from edgeq.quantize.half import module_types
+from edgeq.quantize.half import module_types, true_half
 from edgeq.quantize.result import quantized_model
 from edgeq.quantize.spec import QuantizeSpec, inside, matched_names
+from edgeq.quantize.weight_only import weight_only_linear_int8
 
 
 def fp16(spec: QuantizeSpec) -> QuantizedModel:
@@ -26,7 +28,7 @@ def fp16(spec: QuantizeSpec) -> QuantizedModel:
 
     most = torch.finfo(torch.float16).max
 
-    def rounded(name: str, weight: Any) -> Any:
+    def rounded(name: str, weight: Any, _axis: int) -> Any:
         largest = float(weight.abs().max())
         if largest > most:
             what = f"{name} holds {largest:.3g}, but half precision holds at most {most:.0f}"
@@ -45,7 +47,7 @@ def weight_only_int8(spec: QuantizeSpec) -> QuantizedModel:
     """
     import torch
 
-    def rounded(_name: str, weight: Any) -> Any:
+    def rounded(_name: str, weight: Any, _axis: int) -> Any:
         rows = tuple(range(1, weight.ndim))
         scale = weight.abs().amax(dim=rows, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / INT8_STEPS
         return torch.round(weight / scale) * scale
@@ -53,7 +55,79 @@ def weight_only_int8(spec: QuantizeSpec) -> QuantizedModel:
     return _rounded(spec, "weight-only-int8", rounded)
 
 
-def _rounded(spec: QuantizeSpec, scheme: str, rounded: Callable[[str, Any], Any]) -> QuantizedModel:
+def weight_only_executorch(spec: QuantizeSpec) -> QuantizedModel:
+    """Store weights in int8: those of linear layers and embeddings for XNNPACK, all larger ones for Core ML.
+
+    Core ML computes in half, and has a scale in half for each output channel.
+
+    Raises:
+        UnsupportedError: an exported program for XNNPACK, or a model without such weights.
+        UsageError: a --keep-fp32 name that the model does not have.
+    """
+    import torch
+
+    if spec.backend != "coreml":
+        return weight_only_linear_int8(spec)
+    smallest = 2.0**-24  # that half precision holds
+
+    def rounded(_name: str, weight: Any, axis: int) -> Any:
+        if weight.numel() <= COMPRESSED_ELEMENTS:
+            return None
+        others = tuple(i for i in range(weight.ndim) if i != axis)
+        half = weight.half().float()
+        scale = (half.abs().amax(dim=others, keepdim=True) / INT8_STEPS).half().float().clamp(min=smallest)
+        return (torch.round(half / scale).clamp(-INT8_STEPS, INT8_STEPS) * scale).half().float()
+
+    return _in_half(spec, "weight-only-int8", rounded)
+
+
+def palette4(spec: QuantizeSpec) -> QuantizedModel:
+    """Give each larger weight 16 values, by k-means: Core ML stores indices of 4 bits, and computes in half.
+
+    Raises:
+        UnsupportedError: another backend, or a model without such weights.
+        UsageError: a --keep-fp32 name that the model does not have.
+        EnvironmentProblem: scikit-learn is missing.
+    """
+    import torch
+
+    if spec.backend != "coreml":
+        what = f"{PALETTE_SCHEME} is for Core ML, whose packages hold palettes; {spec.backend} has no kernels for them"
+        raise UnsupportedError(what, "use --scheme weight-only-int8, or --target ios-arm64-coreml")
+    check_extras((PALETTE_SCHEME,))
+    from sklearn.cluster import KMeans
+
+    def rounded(_name: str, weight: Any, _axis: int) -> Any:
+        if weight.numel() <= COMPRESSED_ELEMENTS:
+            return None
+        values, places, counts = torch.unique(weight.half().float(), return_inverse=True, return_counts=True)
+        if len(values) <= _PALETTE:
+            return values[places]
+        means = KMeans(_PALETTE, n_init=4, random_state=0)
+        found = means.fit(values.numpy()[:, None], sample_weight=counts.numpy())
+        centres = torch.from_numpy(found.cluster_centers_.ravel()).half().float()
+        return centres[torch.from_numpy(found.labels_).long()][places]
+
+    return _in_half(spec, PALETTE_SCHEME, rounded)
+
+
+_PALETTE = 16  # values of 4 bits
+
+
+def _in_half(spec: QuantizeSpec, scheme: str, rounded: Rounding) -> QuantizedModel:
+    """Round weights, and return a graph that computes with them in half, as Core ML does with the float32 program."""
+    made = _rounded(spec, scheme, rounded)
+    model = dataclasses.replace(spec.model, kind="exported", model=made.exported)
+    # what --keep-fp32 names keeps its weights, and computes in half as all else does there
+    half = true_half(dataclasses.replace(spec, model=model, captured=made.exported, keep_fp32=()))
+    return dataclasses.replace(made, graph=half.graph)
+
+
+# from a layer's name, its weight and the axis of its output channels; None where the weight stays as it is
+Rounding = Callable[[str, Any, int], Any]
+
+
+def _rounded(spec: QuantizeSpec, scheme: str, rounded: Rounding) -> QuantizedModel:
     """Round matrices and kernels, of layers that --keep-fp32 does not name; batch norms are folded before."""
     import torch
 
@@ -72,9 +146,19 @@ def _rounded(spec: QuantizeSpec, scheme: str, rounded: Callable[[str, Any], Any]
         if any(inside(owner, kept) for owner in owners):
             left.update(dict.fromkeys(owners))
             continue
-        half_graph.put_tensor(module, target, rounded(owners[0], tensor.detach()))
+        value = rounded(owners[0], tensor.detach(), int(any(map(_is_transposed, readers))))
+        if value is None:
+            left.update(dict.fromkeys(owners))
+            continue
+        half_graph.put_tensor(module, target, value)
         chosen.update(dict.fromkeys(owners))
     layers = (list(chosen), [name for name in left if name not in chosen])
     program = half_graph.with_precisions(module, lambda _node: None, spec.inputs)
     made = quantized_model(scheme, program.module(), layers, covers="weight matrix or kernel")
     return dataclasses.replace(made, exported=program)
+
+
+def _is_transposed(node: Any) -> bool:
+    """Whether a node is a transposed convolution, whose output channels are its weight's second axis."""
+    name = str(node.target)
+    return "conv_transpose" in name or ("convolution" in name and len(node.args) > 6 and node.args[6] is True)

@@ -17,6 +17,9 @@ from edgeq.core.schemes import ObserverName
 # has no int8 convolution for x86 whose activations are signed, and OpenVINO's are for unsigned ones.
 UNSIGNED = frozenset({"ort", "openvino"})
 
+# backends whose lowering makes a program in float32 compute in half by itself
+NARROWING = frozenset({"coreml", "vulkan"})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QatSpec:

@@ -613,6 +613,8 @@ def graph_json(operators: Sequence[Operator], row: PackageResult | None, *, titl
     layers = row.layers if row else ()
     kinds = dict(zip((layer.name for layer in layers), text.layer_kinds(row) if row else (), strict=True))
     known = {layer.name: layer for layer in layers}
+    ran = row.verified.kernels.of_layers if row and row.verified.kernels else ()
+    kernels = dict(zip((layer.name for layer in layers), ran, strict=False))
     found = row.layer_sqnrs if row else None
     sqnrs: dict[str, LayerSqnr] = {one.layer: one for one in found.layers} if found else {}
     worst = (found.start or found.noisiest).layer if found else ""
@@ -627,6 +629,7 @@ def graph_json(operators: Sequence[Operator], row: PackageResult | None, *, titl
                 ("weights", format_bytes(layer.weight_bytes)),
                 ("MACs", f"{layer.macs:,}"),
             ]
+            facts += [("kernel", kernels[layer.name])] if layer.name in kernels else []
         if sqnr is not None:
             facts += [("SQNR by itself", text.decibel(sqnr.own_db)), ("SQNR so far", text.decibel(sqnr.sqnr_db))]
         style = {}

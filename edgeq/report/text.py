@@ -129,7 +129,9 @@ def agreement(row: PackageResult) -> str:
 def int8_share(row: PackageResult) -> str:
     """Return the share of multiply-accumulates that ran in int8 kernels."""
     kernels = row.verified.kernels
-    return "-" if kernels is None or kernels.int8_macs is None else share(kernels.int8_macs)
+    if kernels is None or kernels.int8_macs is None:
+        return "-"
+    return share(kernels.int8_macs) + (", by its program" if row.verified.graph_only else "")
 
 
 def device(row: PackageResult) -> str:

@@ -7,6 +7,7 @@ import gc
 import os
 import re
 import select
+import shutil
 import signal
 import struct
 import tempfile
@@ -38,7 +39,7 @@ from edgeq.verify.children import (
     from_server,
     use_torch,
 )
-from edgeq.verify.runtimes import OUT_OF_MEMORY
+from edgeq.verify.runtimes import OUT_OF_MEMORY, PROFILE_NAME
 
 _START_S = 180.0
 
@@ -206,10 +207,18 @@ class HostRuntime:
         peak: int | None = self._ask({"op": "memory"}, (), "reading the memory")[0]["peak_bytes"]
         return peak
 
-    def kernels(self, inputs: Sequence[NDArray[Any]]) -> tuple[str, ...]:
-        """Return the kernel names that the runtime's own profile reports for one run, in order."""
+    def kernels(self, inputs: Sequence[NDArray[Any]], *, etdump: Path | None = None) -> tuple[str, ...]:
+        """Return the kernel names that the runtime's own profile reports for one run, in order.
+
+        Args:
+            inputs: of the run.
+            etdump: where ExecuTorch's profile is kept; None to keep none.
+        """
         request = {"op": "profile", "folder": self._scratch.name}
-        return tuple(self._ask(request, inputs, "profiling the artifact")[0]["kernels"])
+        names = tuple(self._ask(request, inputs, "profiling the artifact")[0]["kernels"])
+        if etdump is not None:
+            shutil.copyfile(Path(self._scratch.name) / PROFILE_NAME, etdump)
+        return names
 
     def _ask(
         self, request: dict[str, Any], arrays: Sequence[NDArray[Any]], doing: str

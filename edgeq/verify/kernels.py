@@ -64,7 +64,7 @@ def kernel_share(runtime: str, kernels: Sequence[str], layers: Sequence[Layer]) 
     unknown layers, only a share of all or none can be determined.
 
     Args:
-        runtime: `executorch`, `torchscript`, `onnx` or `openvino`.
+        runtime: `executorch`, `torchscript`, `onnx` or `openvino`; `coreml` and `vulkan` for their operators.
         kernels: names as the runtime's profile gave them.
         layers: the lowered model's layers.
     """
@@ -78,7 +78,8 @@ def kernel_share(runtime: str, kernels: Sequence[str], layers: Sequence[Layer]) 
     if total == 0 or (len(found) != len(layers) and runtime != "openvino"):
         why = f"the profile has {len(found)} convolutions and matrix products, the program {len(layers)}"
         return KernelShare(int8_macs=None, kernels=tuple(kernels), why_unmatched=why)
-    if runtime in ("onnx", "openvino"):
+    by_name = runtime in ("onnx", "openvino")
+    if by_name:
         matched = (_by_node if runtime == "onnx" else _by_origin)(kernels, layers)
         if matched is None:
             why = "the profile has quantized kernels that belong to no layer of the program"
@@ -91,6 +92,7 @@ def kernel_share(runtime: str, kernels: Sequence[str], layers: Sequence[Layer]) 
         half_macs=_share(pairs, "half"),
         kernels=tuple(kernels),
         precisions=tuple(found),
+        of_layers=() if by_name else tuple(name for name in kernels if _precision(runtime, name) is not None),
     )
 
 
@@ -190,6 +192,8 @@ def _share(pairs: Sequence[tuple[Layer, Precision]], wanted: Precision) -> float
 
 def _precision(runtime: str, name: str) -> Precision | None:
     """Return in what a kernel multiplies; None where it multiplies no matrices."""
+    if runtime in ("coreml", "vulkan"):  # "conv int8", of a delegate's own program
+        return "int8" if name.endswith(" int8") else "other"
     if runtime == "torchscript":
         is_int8 = name.startswith(("quantized::", "aten::quantized_")) and "fp16" not in name
         return ("int8" if is_int8 else "other") if _TORCH.match(name) else None

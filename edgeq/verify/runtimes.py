@@ -92,6 +92,9 @@ class Runner:
         raise NotImplementedError
 
 
+PROFILE_NAME = "profile.etdp"  # ExecuTorch's, in the folder of `Runner.profile`
+
+
 class _ExecuTorch(Runner):
     def _open(self) -> dict[str, Any]:
         # the package's own front imports all of executorch.exir, which takes ten seconds
@@ -128,7 +131,7 @@ class _ExecuTorch(Runner):
         )
         method = program.load_method("forward")
         method(self.tensors(arrays))
-        dump = folder / "profile.etdp"
+        dump = folder / PROFILE_NAME
         program.write_etdump_result_to_file(str(dump), str(folder / "profile.bin"))
         return [event.name for event in last_run(dump)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from edgeq.core.config import Progress
 from edgeq.core.results.model import LoweredModel, TensorSpec
@@ -33,6 +34,7 @@ class VerifySpec:
         backend, threads: how the runtime is set.
         warmup, runs: of the latency measurement.
         output_names: of the outputs, where the model names them; () for `output0` and so on.
+        etdump: where an ExecuTorch artifact's ETDump of one run goes; None to keep none.
         observe: is given each batch with the artifact's outputs, and those of fp32 if there is one.
         observe_sizes: is given the same of the sizes that vary, the largest ones first, before `observe` is called.
     """
@@ -54,5 +56,6 @@ class VerifySpec:
     warmup: int = 5
     runs: int = 30
     output_names: tuple[str, ...] = ()
+    etdump: Path | None = None
     observe: Observer | None = None
     observe_sizes: Observer | None = None

@@ -41,6 +41,7 @@ from edgeq.core.samples import (
     tried_sizes,
     varying_outputs,
 )
+from edgeq.core.schemes import arithmetic
 from edgeq.core.system import host_arch, host_load, processor_kind
 from edgeq.core.targets import NPU
 from edgeq.verify.accumulate import (
@@ -242,12 +243,18 @@ def _timed(
 
 
 def _profiled(spec: VerifySpec, lowered: LoweredModel, runtime: HostRuntime, batch: Batch) -> KernelShare:
-    """Return the audit's evidence; a profile that fails leaves the audit unverified, with the reason."""
+    """Return the audit's evidence; a profile that fails leaves the audit unverified, with the reason.
+
+    Raises:
+        EdgeqError: the profile failed, and --devtools asks for it.
+    """
     if spec.backend == NPU:
         return KernelShare(int8_macs=None, kernels=(), why_unmatched="the NPU's emulator gives no profile of kernels")
     try:
-        names = runtime.kernels(batch.inputs)
+        names = runtime.kernels(batch.inputs, etdump=spec.etdump)
     except EdgeqError as err:
+        if spec.etdump is not None:
+            raise
         return KernelShare(int8_macs=None, kernels=(), why_unmatched=err.what)
     if spec.backend in ETHOS_U:
         return npu_share(names, lowered.layers)
@@ -284,6 +291,7 @@ def judge_graph(spec: VerifySpec, *, why: str) -> tuple[VerifyReport, GoldenSet]
     graph = spec.graph
     if graph is None:
         raise ValueError("an artifact without a graph cannot be judged")
+    lowered = spec.lowered
     alone = dataclasses.replace(spec, graph=None)  # with itself it would always agree
     tally = Tally()
     trials = run_sizes(alone, graph, samples=1) if spec.samples.count else []
@@ -300,9 +308,11 @@ def judge_graph(spec: VerifySpec, *, why: str) -> tuple[VerifyReport, GoldenSet]
         outputs=tally.shapes,
         findings=(),
         graph_only=GraphOnly(why=why, fidelity=fidelity_of(spec, tally), findings=findings_of(spec, tally)),
+        kernels=kernel_share(spec.backend, lowered.kernels, lowered.layers) if lowered and lowered.kernels else None,
         sizes=judge_sizes(alone, trials, ()),
     )
-    return report, golden_set(tally.golden, spec.output_steps, scheme=spec.scheme, made_by="graph")
+    scheme = arithmetic(spec.scheme, spec.backend)
+    return report, golden_set(tally.golden, spec.output_steps, scheme=scheme, made_by="graph")
 
 
 def look_first(spec: VerifySpec, most: int) -> tuple[VerifyReport, tuple[float, ...]]:

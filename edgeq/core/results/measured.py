@@ -406,6 +406,8 @@ class KernelShare:
         kernels: kernel names in order of execution.
         why_unmatched: the reason for a None.
         precisions: what each of the lowered model's layers computed in; none where unmatched.
+        of_layers: the kernel's name of each layer; none where unmatched, and where the profile has layers in an order
+            of its own.
     """
 
     int8_macs: float | None
@@ -414,6 +416,7 @@ class KernelShare:
     int8_linear_macs: float | None = None
     half_macs: float | None = None
     precisions: tuple[str, ...] = ()
+    of_layers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

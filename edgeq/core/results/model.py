@@ -631,6 +631,9 @@ class LoweredModel:
         planned_memory_bytes: what the runtime sets aside for activations before the first call, by the largest sizes
             that inputs may have; None where it plans nothing ahead, or no size varies.
         stored: elements of the constants that the artifact holds, by dtype; none where that is not known.
+        kernels: the operators of the delegate's own program that multiply matrices, where nothing here runs it.
+        weights_sqnr_db: how near the weights that the delegate stores compressed are to the graph's, the worst of them;
+            None where none is, or where they were not read.
         companions: files that go into the bundle beside the artifact, with their roles.
         cuda: what a GPU box must have; None for other runtimes.
         npu: what an Ethos-U must have; None for other backends.
@@ -648,6 +651,8 @@ class LoweredModel:
     dynamic_batch: bool = False
     planned_memory_bytes: int | None = None
     stored: tuple[tuple[str, int], ...] = ()
+    kernels: tuple[str, ...] = ()
+    weights_sqnr_db: float | None = None
     companions: tuple[Companion, ...] = ()
     cuda: CudaFacts | None = None
     npu: NpuFacts | None = None

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from edgeq.bundle import golden as golden_module
 from edgeq.bundle.golden import model_inputs, read_golden
+from edgeq.bundle.golden import test_cases as program_cases
 from edgeq.bundle.reader import read_bundle
 from edgeq.bundle.writer import write_bundle
 from edgeq.core.errors import IntegrityError
@@ -100,6 +101,26 @@ def test_a_sample_is_a_row_or_the_whole_input(written: Bundle) -> None:
         else:
             with pytest.raises(IntegrityError, match="sample 0 has the shapes"):
                 model_inputs(read_golden(bundle), bundle.manifest)
+
+
+def test_the_cases_of_a_program_have_its_batch_and_the_state_of_the_step_before(written: Bundle) -> None:
+    steps = np.arange(12, dtype=np.float32).reshape(2, 2, 3)
+
+    def change(manifest: dict[str, Any]) -> None:
+        (image,), (output,) = manifest["inputs"], manifest["outputs"]
+        image.update(shape=[2, 3, 8, 8], preprocessing=None)
+        output.update(shape=[2, 3])
+        manifest["inputs"].append({**image, "name": "state", "shape": [2, 3], "fed_from": 0})
+        manifest["golden"].update(preprocessed=True)
+
+    arrays = {"input_x": np.ones((2, 3, 8, 8), np.float32), "input_state": np.zeros((2, 3), np.float32)}
+    for outputs, second in ((steps[:, 0], np.stack([steps[0, 0]] * 2)), (steps, steps[0])):
+        bundle = replaced(written, npz(**arrays, output_0=outputs), change)
+        first, later = program_cases(read_golden(bundle), bundle.manifest)
+        assert [array.shape for array in (*first[0], *first[1])] == [(2, 3, 8, 8), (2, 3), (2, 3)]
+        np.testing.assert_array_equal(first[0][1], np.zeros((2, 3)))
+        np.testing.assert_array_equal(later[0][1], second)
+        change = lambda _manifest: None  # noqa: E731  # it is changed already
 
 
 class Bomb:

@@ -169,6 +169,7 @@ def test_doctor_knows_what_a_backend_needs_beside_its_runtime(monkeypatch, capfd
     assert run(["doctor", "--json"]) == 0
     found = {finding["name"]: finding for finding in json.loads(capfd.readouterr().out)["findings"]}
     assert found["ios-arm64-coreml"]["remark"].startswith("needs coremltools")
+    assert "coreml]" in found["ios-arm64-coreml"]["fix"]
     assert found["ios-arm64-xnnpack"]["ok"]
     assert found["android-arm64-qnn-htp"]["ok"]
 

@@ -23,7 +23,7 @@ def tried(target: str, linear_macs: float, *limits: tuple[str, float], source: s
         ("linux-x86_64-x86", 0.02, (), ("static-int8", "qat-int8")),
         ("linux-x86_64-x86", 0.02, (("sqnr", 30.0),), ("static-int8", "mixed-int8", "qat-int8")),
         ("linux-x86_64-x86", 0.98, (("size", 1e6),), ("dynamic-int8", "static-int8", "qat-int8")),
-        ("ios-arm64-coreml", 0.98, (("sqnr", 30.0),), ("fp16", "fp32")),
+        ("ios-arm64-coreml", 0.98, (("sqnr", 30.0),), ("fp16", "fp32", "weight-only-int8", "weight-only-palette4")),
     ],
 )
 def test_the_cheapest_comes_first(target, linear_macs, limits, expected):

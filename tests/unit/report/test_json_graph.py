@@ -21,7 +21,9 @@ from edgeq.report.json import graph_json
 def test_a_bundles_layers_are_a_chain_with_what_was_measured(row, tmp_path, capsys):
     conv, head = row.layers
     layers = (conv, dataclasses.replace(conv, name="block.1.conv"), head, conv)
-    kernels = dataclasses.replace(row.verified.kernels, precisions=("int8", "other", "int8", "int8"))
+    kernels = dataclasses.replace(
+        row.verified.kernels, precisions=("int8", "other", "int8", "int8"), of_layers=("a", "b", "c", "d")
+    )
     known = LayerSqnrs(
         samples=2,
         layers=(
@@ -44,7 +46,7 @@ def test_a_bundles_layers_are_a_chain_with_what_was_measured(row, tmp_path, caps
     fed_by = [edge["sourceNodeId"] for node in nodes for edge in node["incomingEdges"]]
     assert fed_by == ["conv", "block.1.conv", "head"]
     facts = {one["key"]: one["value"] for one in nodes[1]["attrs"]}
-    assert facts["computes in"] == "float"
+    assert (facts["computes in"], facts["kernel"]) == ("float", "b")
     assert (facts["SQNR by itself"], facts["SQNR so far"]) == ("13.0 dB", "12.0 dB")
     assert facts["note"] == "the error starts here"
     assert "borderColor" in nodes[1]["style"]

@@ -306,9 +306,10 @@ def _xnnpack_passes(program: Any) -> Iterator[None]:
     it would through another partition (A before B before A), as in Qwen 3, lowering ends with "Invalid partition, found
     dependency cycles"; here it merges only what does not.
 
-    XNNPACK's `ChannelsLastTaggedReshapePass` (ExecuTorch 1.5.1) exchanges a dequantize node for its copy in NCHW, for
-    all readers. Where the partition's output is one of them, the pass ends with KeyError: 'val'. The copy
-    gets the fake value that the pass reads.
+    XNNPACK's `ChannelsLastTaggedReshapePass` (ExecuTorch 1.5.1) exchanges a dequantize node for its copy in the other
+    layout, for all readers. Others than the one that needs it have been tagged with the layout before: their values
+    would be permuted once more (int8 Mish, hardshrink), and where the partition's output is one of them, the pass ends
+    with KeyError: 'val'. Here that reader alone gets a node of its own to exchange.
     """
     from executorch.backends.xnnpack._passes.channels_last_tagged_reshape_pass import ChannelsLastTaggedReshapePass
     from executorch.exir.backend.canonical_partitioners.group_partitioner import GroupBasedPartitioner
@@ -337,10 +338,13 @@ def _xnnpack_passes(program: Any) -> Iterator[None]:
     def insert_copy_q_dq(
         self: Any, graph_module: Any, before: Any, after: Any, copy: Any, q_params: tuple[Any, ...]
     ) -> None:
+        if any(user not in (after, copy) for user in before.users):
+            with graph_module.graph.inserting_after(before):
+                own = graph_module.graph.node_copy(before)
+            for reader in (after, copy):
+                reader.replace_input_with(before, own)
+            before = own
         plain(self, graph_module, before, after, copy, q_params)
-        for node in graph_module.graph.output_node().all_input_nodes:
-            if "val" not in node.meta:
-                node.meta["val"] = before.meta["val"]
 
     with (
         replaced(GroupBasedPartitioner, "_can_merge_partitions", can_merge_partitions),

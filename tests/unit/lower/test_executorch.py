@@ -228,6 +228,30 @@ def test_what_the_delegate_trips_over_stays_out_of_it(tmp_path, scheme):
     assert torch.allclose(model.model(x), torch.from_numpy(came.copy()), atol=1e-5 if scheme == "fp32" else 0.05)
 
 
+class Shrunk(nn.Module):
+    """An int8 layer's output that an operator of the delegate and one outside of it read, in unlike layouts."""
+
+    def __init__(self, channels):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Conv2d(3, channels, 3, padding=1), nn.Conv2d(channels, 4, 3)
+
+    def forward(self, x):
+        return self.last(nn.functional.hardshrink(self.first(x), 0.1))
+
+
+@pytest.mark.parametrize("channels", [8, 16])  # of 16, all sides are equal, and no shape tells a wrong layout
+def test_a_layout_is_changed_for_the_reader_that_needs_it_alone(tmp_path, channels):
+    model = loaded(Shrunk(channels), IMAGE)
+    int8 = quantized(model, "executorch", "static-int8", backend="xnnpack")
+    made = lowered(int8, (IMAGE,), tmp_path, "executorch", backend="xnnpack")
+    (x,) = example_tensors(model.inputs)
+    with HostRuntime() as runtime:
+        runtime.load(made.path, runtime="executorch", backend="xnnpack", threads=1)
+        (came,) = runtime.run((x.numpy(),))
+    assert torch.allclose(int8.graph(x), torch.from_numpy(came.copy()), atol=int8.output_steps[0] * 1.01)
+
+
 class Cropped(nn.Module):
     """A pad, a crop or windows of an int8 layer's output, before an operator in float."""
 

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from edgeq.check.gate import unverified
 from edgeq.core.errors import ExitCode
 from edgeq.core.results.measured import KernelShare, VerifyReport
-from edgeq.core.results.model import RECURRENT, TRANSPOSED, Layer, LoweredModel
+from edgeq.core.results.model import NO_KERNEL, RECURRENT, TRANSPOSED, Layer, LoweredModel
 from edgeq.core.results.report import Gate
 from edgeq.core.targets import TargetProfile
 
 _SHOWN = 3  # names of layers in a gate's detail
 
-# a model of recurrent layers or transposed convolutions gains nothing from static int8: its plan is no excuse below
-# this share of the MACs
+# a model of transposed convolutions gains nothing from static int8: its plan is no excuse below this share of the MACs
 _LITTLE = 0.25
 
 _MOST = 0.5  # of the MACs: with less in int8, an int8 artifact is float for the most part
@@ -66,10 +65,12 @@ def audit_gates(
     no_linear = why or "the model has no linear or recurrent layer"
     unread = "the constants of the artifact are not known"
     undelegated = "the delegate's share of the artifact is not known"
+    pairs = list(zip(lowered.layers, kernels.precisions, strict=False)) if kernels is not None else []
+    gained = _planned(pairs, asked_fp32, in_float or {}) if NO_KERNEL in (in_float or {}) else None
     measured = (
         ("int8_macs", asked.int8_macs, kernels.int8_macs if kernels else None, why),
         ("int8_linear_macs", asked.int8_linear_macs, kernels.int8_linear_macs if kernels else None, no_linear),
-        ("int8_gain", asked.int8_gain, _gain(asked.int8_gain, kernels, lowered), why or unread),
+        ("int8_gain", asked.int8_gain, _gain(asked.int8_gain, kernels, lowered, gained), why or unread),
         ("half_macs", asked.half_macs, kernels.half_macs if kernels else None, why),
         ("int8_weights", asked.int8_weights, _stored(lowered, "int8"), unread),
         ("half_weights", asked.half_weights, _stored(lowered, "float16", "bfloat16"), unread),
@@ -77,7 +78,6 @@ def audit_gates(
     )
     layers: dict[str, list[tuple[Layer, str]]] = {}
     if kernels is not None and scheme != "pretrained":  # of a model that came quantized the plan is not known
-        pairs = list(zip(lowered.layers, kernels.precisions, strict=False))
         layers = {"int8_macs": pairs, "int8_linear_macs": [pair for pair in pairs if pair[0].is_linear]}
     return tuple(
         _share(
@@ -106,13 +106,22 @@ def audit_warnings(
     """Warn if most of an int8 artifact's work is in float by intention; arguments as in `audit_gates`."""
     kernels = verified.kernels
     asked = next((audit for name, audit in target.audit.items() if name == scheme), None)
-    if asked is None or kernels is None or kernels.int8_macs is None or asked.int8_macs < _MOST:
+    in_float = in_float or {}
+    judged = asked is not None and (asked.int8_macs >= _MOST or NO_KERNEL in in_float)
+    if not judged or kernels is None or kernels.int8_macs is None:
         return ()
-    planned = _planned(list(zip(lowered.layers, kernels.precisions, strict=False)), asked_fp32, in_float or {})
+    planned = _planned(list(zip(lowered.layers, kernels.precisions, strict=False)), asked_fp32, in_float)
     if planned is None or kernels.int8_macs >= _MOST:
         return ()
-    suits = next((name for name in ("dynamic-int8", "fp16") if name in target.schemes), None)
-    instead = f"; {suits} may suit the model better; --compare shows the gain of {scheme}" if suits else ""
+    schemes = [name for name in target.schemes if name != scheme]
+    if RECURRENT in in_float and "dynamic-int8" in schemes:
+        instead = "; --scheme dynamic-int8 computes them in int8"
+    elif RECURRENT in in_float and "weight-only-int8" in schemes:
+        instead = "; --scheme weight-only-int8 stores them in int8"
+    else:
+        order = ("fp16",) if NO_KERNEL in in_float else ("dynamic-int8", "fp16")
+        suits = next((name for name in order if name in schemes), None)
+        instead = f"; {suits} may suit the model better; --compare shows the gain of {scheme}" if suits else ""
     return (f"only {kernels.int8_macs:.1%} of the MACs are in int8, {_exemptions(planned)}{instead}",)
 
 
@@ -149,20 +158,24 @@ def _excuses(
     """Return the reasons that count: where little is in int8, no kernels are no excuse, and another scheme suits."""
     if sum(layer.macs for layer, kind in pairs if kind == "int8") >= _LITTLE * sum(layer.macs for layer, _ in pairs):
         return in_float
-    return {why: names for why, names in in_float.items() if why not in (RECURRENT, TRANSPOSED)}
+    return {why: names for why, names in in_float.items() if why != TRANSPOSED}
 
 
 def _exemptions(planned: _Planned) -> str:
     return "left in float: " + ", ".join(f"{share:.1%} by {why}" for why, share in planned.exempt)
 
 
-def _gain(least: float, kernels: KernelShare | None, lowered: LoweredModel) -> float | None:
+def _gain(
+    least: float, kernels: KernelShare | None, lowered: LoweredModel, planned: _Planned | None
+) -> float | None:
     """Return the larger of the shares of all MACs and of the constants in int8; a model must have one or the other.
 
-    None where neither reaches `least` and one is not known.
+    Of a plan with recurrent layers that have no kernel, the MACs are those that were meant for int8. None where neither
+    share reaches `least` and one is not known.
     """
+    macs = planned.share if planned is not None else kernels.int8_macs if kernels is not None else None
     # ONNX Runtime's tool keeps an embedding's table in unsigned integers
-    shares = (kernels.int8_macs if kernels else None, _stored(lowered, "int8", "uint8", "qint8"))
+    shares = (macs, _stored(lowered, "int8", "uint8", "qint8"))
     known = [share for share in shares if share is not None]
     return max(known) if len(known) == len(shares) or any(share >= least for share in known) else None
 

@@ -26,6 +26,7 @@ from edgeq.core.errors import (
 from edgeq.core.results.artifact import Inputs
 from edgeq.core.results.model import ModelWork
 from edgeq.core.results.report import Choice, DataFacts, PackageResult, Variant, variant_of, with_warning
+from edgeq.core.runtimes import INT8_RECURRENT
 from edgeq.core.schemes import AUTO, DEFAULT, LIMITS, NEEDS_CALIBRATION, SEARCH_LIMITS, SchemeName, default_schemes
 from edgeq.core.targets import TargetProfile
 from edgeq.core.units import counted, format_bytes, parse_quantity
@@ -264,22 +265,15 @@ def _no_scheme_error(race: _Race) -> EdgeqError:
 # of the multiply-accumulates, in layers that dynamic-int8 computes in int8: its audit asks for as much
 _WORTH = 0.25
 
-# by runtime: the recurrent layers that dynamic-int8 computes in int8, and on OpenVINO weight-only-int8 stores
-_INT8_RECURRENT = {
-    "torchscript": ("LSTM", "GRU"),
-    "executorch": ("LSTM", "GRU"),
-    "onnx": ("LSTM", "RNN"),
-    "openvino": ("LSTM", "GRU", "RNN"),
-}
-
 
 def choose_default(target: TargetProfile, work: ModelWork | None) -> tuple[SchemeName, str]:
     """Return the default scheme of a target for a model, and the reason; "" where that is not known.
 
     dynamic-int8 is for models whose work is attention or recurrent layers, and weight-only-int8 on targets without it:
-    static-int8 leaves products of two activations and recurrent layers in float, so that its audit fails on some, and
+    static-int8 leaves products of two activations and recurrent layers in float, so that little is left in int8, and
     its one range for each tensor costs 3 to 22 dB of such models. Small models trained on digits (docs/figures.md),
-    SQNR in dB of static-int8 and of the default; x: the audit failed.
+    SQNR in dB of static-int8 and of the default; x: the audit failed, which recurrent layers
+    no longer do.
 
                  x86          qnnpack      xnnpack      ort          openvino
       vit        30.2x 40.3   34.7x 44.8   34.1  47.6   34.9  43.2   35.0  44.9
@@ -292,12 +286,12 @@ def choose_default(target: TargetProfile, work: ModelWork | None) -> tuple[Schem
     if work is None or not work.macs:
         return first, ""
     recurrent = {"LSTM": work.lstm_macs, "GRU": work.gru_macs, "RNN": work.rnn_macs}
-    in_int8 = sum(recurrent[kind] for kind in _INT8_RECURRENT.get(target.runtime, ()))
+    in_int8 = sum(recurrent[kind] for kind in INT8_RECURRENT.get(target.runtime, ()))
     if work.recurrent_macs > _MOST * work.macs:
         why = f"recurrent layers do {share(work.recurrent_macs / work.macs)} of the multiply-accumulates"
         if others and in_int8 > _MOST * work.macs:
             return others[0], f"{why}, and {first} leaves them in float"
-        if "fp16" in others and target.runtime != "torchscript":  # which stores no nn.RNN in half
+        if "fp16" in others:
             return "fp16", f"{why}, and no int8 scheme of this target has kernels for them"
         return first, why
     if others and work.attention_products and work.linear_macs + in_int8 >= _WORTH * work.macs:

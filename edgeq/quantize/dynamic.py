@@ -7,7 +7,7 @@ import warnings
 from typing import Any
 
 from edgeq.core.errors import UnsupportedError, UsageError, first_line, user_line
-from edgeq.core.results.model import QuantizedModel
+from edgeq.core.results.model import NO_KERNEL, QuantizedModel
 from edgeq.quantize.capture import calls_of, example_tensors
 from edgeq.quantize.fx import engine
 from edgeq.quantize.fx_export import exported_graph
@@ -58,7 +58,8 @@ def dynamic_int8(spec: QuantizeSpec) -> QuantizedModel:
     left = [name for name in layers if name not in chosen]
     # of tables alone dynamic-int8 makes nothing that runs in int8
     layers_and_tables = (chosen and [*chosen, *tables], [*left, *in_float])
-    return quantized_model("dynamic-int8", module, layers_and_tables, covers="linear, LSTM or GRU")
+    by_plan = {NO_KERNEL: [name for name, part in module.named_modules() if type(part) is torch.nn.RNN]}
+    return quantized_model("dynamic-int8", module, layers_and_tables, covers="linear, LSTM or GRU", by_plan=by_plan)
 
 
 def _weights_read_elsewhere(module: Any, inputs: tuple[Any, ...]) -> bool:

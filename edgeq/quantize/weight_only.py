@@ -17,7 +17,7 @@ from edgeq.quantize.fx_workarounds import open_attention
 from edgeq.quantize.result import float_copy, quantized_model, type_names
 from edgeq.quantize.spec import QuantizeSpec, inside, matched_names
 
-_ALL = ("Linear", "Conv1d", "Conv2d", "Conv3d", "Embedding", "LSTM", "GRU")
+_ALL = ("Linear", "Conv1d", "Conv2d", "Conv3d", "Embedding", "LSTM", "GRU", "RNN")
 
 
 def weight_only_int8(spec: QuantizeSpec) -> QuantizedModel:
@@ -307,7 +307,7 @@ class StoredEmbedding(_Stored):
 
 
 class StoredRecurrent(nn.Module):  # type: ignore[misc]
-    """nn.LSTM or nn.GRU; its biases stay as they are."""
+    """nn.LSTM, nn.GRU or nn.RNN; its biases stay as they are."""
 
     def __init__(self, recurrent: Any, bits: int) -> None:
         super().__init__()
@@ -345,4 +345,5 @@ KINDS: dict[Any, Any] = {
     nn.Embedding: StoredEmbedding,
     nn.LSTM: StoredRecurrent,
     nn.GRU: StoredRecurrent,
+    nn.RNN: StoredRecurrent,
 }

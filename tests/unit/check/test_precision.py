@@ -7,7 +7,7 @@ import pytest
 
 from edgeq.check.precision import audit_gates, audit_warnings
 from edgeq.core.errors import ExitCode
-from edgeq.core.results.model import BEFORE_LOGARITHM, RECURRENT, TRANSPOSED, Layer
+from edgeq.core.results.model import BEFORE_LOGARITHM, NO_KERNEL, RECURRENT, TRANSPOSED, Layer
 
 from .gate_builders import kernels, lowered, target, verified
 
@@ -116,14 +116,33 @@ def test_layers_in_float_before_a_logarithm_are_in_the_plan_and_others_are_not()
     assert "not in int8: tail" in gates["int8_macs"].detail
 
 
-@pytest.mark.parametrize("reason", [RECURRENT, TRANSPOSED])
-def test_layers_without_a_kernel_are_in_the_plan_where_enough_else_is_in_int8(reason):
-    recurrent = {reason: ["rnn"]}
-    gates, warnings = ran(("front", 30, "int8", False), ("rnn", 70, "other", False), in_float=recurrent)
+def test_transposed_convolutions_are_in_the_plan_where_enough_else_is_in_int8():
+    transposed = {TRANSPOSED: ["up"]}
+    gates, warnings = ran(("front", 30, "int8", False), ("up", 70, "other", False), in_float=transposed)
     assert (gates["int8_macs"].outcome, len(warnings)) == ("ok", 1)
-    gates, _ = ran(("rnn", 76, "other", False), ("head", 24, "int8", False), in_float=recurrent)
+    gates, _ = ran(("up", 76, "other", False), ("head", 24, "int8", False), in_float=transposed)
     assert gates["int8_macs"].outcome == "failed"
     assert "dynamic-int8" in gates["int8_macs"].detail
+
+
+def test_recurrent_layers_are_in_the_plan_and_a_line_names_the_scheme_for_them():
+    layers = [("rnn", 99, "other", False), ("head", 1, "int8", False)]
+    gates, (warning,) = ran(*layers, in_float={RECURRENT: ["rnn"]})
+    assert (gates["int8_macs"].outcome, gates["int8_macs"].measured) == ("ok", "100.0%")
+    assert warning.startswith("only 1.0% of the MACs are in int8, left in float: 99.0% by recurrent layers")
+    assert warning.endswith("; --scheme dynamic-int8 computes them in int8")
+    gates, _ = ran(*layers, ("body", 1, "other", False), in_float={RECURRENT: ["rnn"]})
+    assert gates["int8_macs"].outcome == "failed"
+    assert ran(*layers)[0]["int8_macs"].outcome == "failed"
+
+
+def test_recurrent_layers_of_a_kind_without_a_kernel_are_no_gain_that_was_meant():
+    layers = [("gru", 99, "other", False), ("head", 1, "int8", False)]
+    gates, (warning,) = ran(*layers, scheme="dynamic-int8", in_float={NO_KERNEL: ["gru"]})
+    assert (gates["int8_linear_macs"].outcome, gates["int8_gain"].outcome) == ("ok", "ok")
+    assert warning.endswith("; fp16 may suit the model better; --compare shows the gain of dynamic-int8")
+    gates, _ = ran(*layers, scheme="dynamic-int8")
+    assert (gates["int8_linear_macs"].outcome, gates["int8_gain"].outcome) == ("failed", "unverified")
 
 
 def ran(*layers, scheme="static-int8", kept=(), in_float=None):

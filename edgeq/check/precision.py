@@ -165,9 +165,7 @@ def _exemptions(planned: _Planned) -> str:
     return "left in float: " + ", ".join(f"{share:.1%} by {why}" for why, share in planned.exempt)
 
 
-def _gain(
-    least: float, kernels: KernelShare | None, lowered: LoweredModel, planned: _Planned | None
-) -> float | None:
+def _gain(least: float, kernels: KernelShare | None, lowered: LoweredModel, planned: _Planned | None) -> float | None:
     """Return the larger of the shares of all MACs and of the constants in int8; a model must have one or the other.
 
     Of a plan with recurrent layers that have no kernel, the MACs are those that were meant for int8. None where neither

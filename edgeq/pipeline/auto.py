@@ -272,8 +272,7 @@ def choose_default(target: TargetProfile, work: ModelWork | None) -> tuple[Schem
     dynamic-int8 is for models whose work is attention or recurrent layers, and weight-only-int8 on targets without it:
     static-int8 leaves products of two activations and recurrent layers in float, so that little is left in int8, and
     its one range for each tensor costs 3 to 22 dB of such models. Small models trained on digits (docs/figures.md),
-    SQNR in dB of static-int8 and of the default; x: the audit failed, which recurrent layers
-    no longer do.
+    SQNR in dB of static-int8 and of the default; x: the audit failed, which recurrent layers no longer do.
 
                  x86          qnnpack      xnnpack      ort          openvino
       vit        30.2x 40.3   34.7x 44.8   34.1  47.6   34.9  43.2   35.0  44.9

@@ -238,7 +238,7 @@ def find_file_method(scheme: str, file_name: str, runtime: str = "onnx") -> Meth
 
 
 def exchanges_modules(runtime: str, scheme: str) -> bool:
-    """Whether a scheme's method exchanges modules of the model, of which exported and scripted models have none."""
+    """Whether a scheme's method exchanges modules; exported and scripted models have none until they are found."""
     return runtime == "torchscript" or (runtime, scheme) == ("executorch", "weight-only-int8")
 
 

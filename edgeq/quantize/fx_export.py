@@ -102,10 +102,7 @@ def exported_graph(module: Any, specs: Sequence[TensorSpec]) -> Any:
     in_float = coordinates(graph)
     tables: dict[str, str] = {}
     for node in list(graph.nodes):
-        if node.op != "call_function":
-            continue
-        if node.target is _ATEN.embedding.default and [arg.op == "get_attr" for arg in node.args[:2]] == [True, False]:
-            _call_table(graph_module, node, tables)
+        if node.op != "call_function" or _calls_table(graph_module, node, tables):
             continue
         functions = {} if node in in_float else _FUNCTIONS
         layer = _recurrent(graph_module, node) if node.target in _RECURRENT else _layer(graph_module, node)
@@ -171,14 +168,16 @@ def _call(graph_module: Any, node: Any, layer: Any) -> None:
     node.op, node.target, node.args, node.kwargs = "call_module", owner, tuple(arguments), {}
 
 
-def _call_table(graph_module: Any, node: Any, tables: dict[str, str]) -> None:
-    """Let a lookup call an nn.Embedding.
+def _calls_table(graph_module: Any, node: Any, tables: dict[str, str]) -> bool:
+    """Let a lookup call an nn.Embedding; whether the node is one. A lookup of constant rows is a constant.
 
     Args:
         graph_module: what gets the module.
-        node: the lookup.
+        node: any call.
         tables: the modules' names by that of their table, which several lookups may read; changed in place.
     """
+    if node.target is not _ATEN.embedding.default or node.args[0].op != "get_attr" or node.args[1].op == "get_attr":
+        return False
     name = str(node.args[0].target)
     if name not in tables:
         owner = name.rpartition(".")[0]
@@ -190,6 +189,7 @@ def _call_table(graph_module: Any, node: Any, tables: dict[str, str]) -> None:
         graph_module.set_submodule(owner, layer.eval())
         tables[name] = owner
     node.op, node.target, node.args, node.kwargs = "call_module", tables[name], (node.args[1],), {}
+    return True
 
 
 def _take_traced_sizes(node: Any) -> None:

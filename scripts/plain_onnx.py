@@ -5,6 +5,7 @@ python scripts/plain_onnx.py mobilenet_v2 weights.pt images/ out.onnx
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import tempfile
 from pathlib import Path
@@ -48,7 +49,8 @@ def main() -> None:
         floats, folded = Path(folder, "float.onnx"), Path(folder, "folded.onnx")
         example = (torch.rand(1, 3, 224, 224),)
         torch.onnx.export(model, example, floats, dynamo=True, input_names=["x"], external_data=False, verbose=False)
-        quant_pre_process(str(floats), str(folded))
+        with contextlib.chdir(folder):  # where it fails to infer a shape, it leaves a file in the current folder
+            quant_pre_process(str(floats), str(folded))
         quantize_static(
             str(folded),
             out,

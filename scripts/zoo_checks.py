@@ -5,6 +5,7 @@ Nothing here uses edgeq, so that an error of edgeq's own measurements shows.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import statistics
 import sys
@@ -216,7 +217,9 @@ def _ort(net: nn.Module, samples: Sequence[Sample], dynamic: bool, path: Path) -
     torch.onnx.export(
         Flat(net, names), example, plain, input_names=names, dynamo=True, external_data=False, verbose=False
     )
-    quant_pre_process(str(plain), str(prepared))
+    files = str(plain.absolute()), str(prepared.absolute())
+    with contextlib.chdir(path.parent):  # where it fails to infer a shape, it leaves a file in the current folder
+        quant_pre_process(*files)
     path = path.with_suffix(".onnx")
     if dynamic:
         quantize_dynamic(str(prepared), str(path))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from edgeq.check.gate import unverified
 from edgeq.core.errors import ExitCode
 from edgeq.core.results.measured import KernelShare, VerifyReport
-from edgeq.core.results.model import RECURRENT, TRANSPOSED, Layer, LoweredModel
+from edgeq.core.results.model import NO_KERNEL, RECURRENT, TRANSPOSED, Layer, LoweredModel
 from edgeq.core.results.report import Gate
 from edgeq.core.targets import TargetProfile
 
@@ -107,13 +107,22 @@ def audit_warnings(
     """Warn if most of an int8 artifact's work is in float by intention; arguments as in `audit_gates`."""
     kernels = verified.kernels
     asked = next((audit for name, audit in target.audit.items() if name == scheme), None)
-    if asked is None or kernels is None or kernels.int8_macs is None or asked.int8_macs < _MOST:
+    in_float = in_float or {}
+    judged = asked is not None and (asked.int8_macs >= _MOST or NO_KERNEL in in_float)
+    if not judged or kernels is None or kernels.int8_macs is None:
         return ()
-    planned = _planned(list(zip(lowered.layers, kernels.precisions, strict=False)), asked_fp32, in_float or {})
+    planned = _planned(list(zip(lowered.layers, kernels.precisions, strict=False)), asked_fp32, in_float)
     if planned is None or kernels.int8_macs >= _MOST:
         return ()
-    suits = next((name for name in ("dynamic-int8", "fp16") if name in target.schemes), None)
-    instead = f"; {suits} may suit the model better; --compare shows the gain of {scheme}" if suits else ""
+    schemes = [name for name in target.schemes if name != scheme]
+    if RECURRENT in in_float and "dynamic-int8" in schemes:
+        instead = "; --scheme dynamic-int8 computes them in int8"
+    elif RECURRENT in in_float and "weight-only-int8" in schemes:
+        instead = "; --scheme weight-only-int8 stores them in int8"
+    else:
+        order = ("fp16",) if NO_KERNEL in in_float else ("dynamic-int8", "fp16")
+        suits = next((name for name in order if name in schemes), None)
+        instead = f"; {suits} may suit the model better; --compare shows the gain of {scheme}" if suits else ""
     return (f"only {kernels.int8_macs:.1%} of the MACs are in int8, {_exemptions(planned)}{instead}",)
 
 
@@ -150,7 +159,7 @@ def _excuses(
     """Return the reasons that count: where little is in int8, no kernels are no excuse, and another scheme suits."""
     if sum(layer.macs for layer, kind in pairs if kind == "int8") >= _LITTLE * sum(layer.macs for layer, _ in pairs):
         return in_float
-    return {why: names for why, names in in_float.items() if why not in (RECURRENT, TRANSPOSED)}
+    return {why: names for why, names in in_float.items() if why not in (RECURRENT, NO_KERNEL, TRANSPOSED)}
 
 
 def _exemptions(planned: _Planned) -> str:

@@ -32,3 +32,17 @@ BACKENDS: dict[RuntimeName, tuple[BackendName, ...]] = {
     "openvino": ("openvino",),
     "cuda": ("cuda", "cuda-torchscript"),
 }
+
+# the recurrent layers that dynamic-int8 computes in int8, and on OpenVINO weight-only-int8 stores
+INT8_RECURRENT: dict[str, tuple[str, ...]] = {
+    "torchscript": ("LSTM", "GRU"),
+    "executorch": ("LSTM", "GRU", "RNN"),
+    "onnx": ("LSTM", "RNN"),
+    "openvino": ("LSTM", "GRU", "RNN"),
+}
+
+
+def has_int8_recurrent(backend: str, kind: str) -> bool:
+    """Whether a backend's runtime has recurrent layers of a kind (LSTM, GRU or RNN) in int8."""
+    runtime = next(name for name, backends in BACKENDS.items() if backend in backends)
+    return kind in INT8_RECURRENT.get(runtime, ())

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import logging
+import operator
+import re
 import traceback
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
@@ -13,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgeq.core.config import Task
-from edgeq.core.errors import EdgeqError, UnsupportedError, first_line
+from edgeq.core.errors import EdgeqError, UnsupportedError, first_line, traced_line
 from edgeq.core.operators import exported
 from edgeq.core.results.model import Layer, LoweredModel, QuantizedModel
 from edgeq.core.runtimes import ETHOS_U
@@ -85,6 +87,7 @@ def _to_edge(quantized: QuantizedModel, spec: LowerSpec, task: Task) -> Any:
 
     delegate = DELEGATES[spec.backend]
     left_out: list[str] = []
+    program: Any = None
     while True:
         try:
             with _errors_only():
@@ -93,6 +96,8 @@ def _to_edge(quantized: QuantizedModel, spec: LowerSpec, task: Task) -> Any:
                     inputs = tuple(torch.zeros(item.shape, dtype=getattr(torch, item.dtype)) for item in spec.inputs)
                     program = exported(quantized.graph, inputs, spec.inputs)
                 program = _expressible(program)
+                if spec.backend == "xnnpack":
+                    program = _own_constants(program, spec)
                 with delegate.around(quantized, program):
                     partitioner = delegate.partitioner(quantized, left_out, spec)
                     return to_edge_transform_and_lower(
@@ -108,7 +113,7 @@ def _to_edge(quantized: QuantizedModel, spec: LowerSpec, task: Task) -> Any:
                     f"{tripped} stays out of the delegate, since XNNPACK fails on it: {first_line(_innermost(err))}"
                 )
                 continue
-            what = f"ExecuTorch cannot lower this model: {first_line(err)}{_cause(err)}"
+            what = f"ExecuTorch cannot lower this model{_named(err, program)}: {first_line(err)}{_cause(err)}"
             fix = f"replace the operator named in this error, or use {_OTHER_TARGET[spec.backend]}"
             raise UnsupportedError(what, fix) from err
 
@@ -146,16 +151,17 @@ def _expressible(program: Any) -> Any:
 
     XNNPACK's `ChannelsLastTaggedReshapePass` (ExecuTorch 1.5.1) wants every PReLU's input in NHWC, and fails on others:
     those of values other than [N, C, H, W] become relu(x) - weight * relu(-x). The edge dialect has no magnitude of
-    complex numbers ("mismatched dtypes"), as of a spectrum: it becomes the root of the sum of squares.
+    complex numbers ("mismatched dtypes"), as of a spectrum, and no phase: they become the root of the sum of squares,
+    and atan2.
     """
     import torch
 
-    prelu, magnitude = torch.ops.aten.prelu.default, torch.ops.aten.abs.default
+    prelu, magnitude, phase = torch.ops.aten.prelu.default, torch.ops.aten.abs.default, torch.ops.aten.angle.default
 
     def concerns(node: Any) -> bool:
         if node.target is prelu:
             return bool(node.meta["val"].dim() != 4)
-        return node.target is magnitude and bool(node.args[0].meta["val"].is_complex())
+        return node.target is phase or (node.target is magnitude and bool(node.args[0].meta["val"].is_complex()))
 
     if not any(concerns(node) for node in program.graph.nodes):
         return program
@@ -172,7 +178,83 @@ def _expressible(program: Any) -> Any:
         parts = torch.view_as_real(x)
         return (parts * parts).sum(-1).sqrt()
 
-    return program.run_decompositions({prelu: split, magnitude: root})
+    def atan2(x: Any) -> Any:
+        if not x.is_complex():
+            return torch.where(x < 0, torch.pi, torch.zeros_like(x))
+        parts = torch.view_as_real(x)
+        return torch.atan2(parts[..., 1], parts[..., 0])
+
+    return program.run_decompositions({prelu: split, magnitude: root, phase: atan2})
+
+
+# views of a weight that are constants like it
+_VIEWS = frozenset({"t", "transpose", "permute", "view", "reshape", "_unsafe_view"})
+
+
+def _own_constants(program: Any, spec: LowerSpec) -> Any:
+    """Return a program whose weights are read in one way each; itself where they are, as most have it.
+
+    XNNPACK's lowering (ExecuTorch 1.5.1) stores a weight once, in the layout of one reader. Of a tied weight that a
+    convolution and a transposed one read, the other gets wrong numbers; a linear layer beside its transpose crashes the
+    runtime. A second kind of reader gets a copy, and what reads a view of the weight gets that view.
+    """
+    import torch
+
+    signature = program.graph_signature
+    held = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+
+    def kind(weight: Any, reader: Any) -> str:
+        name = reader.target.__name__
+        is_transposed = "conv_transpose" in name or (name.startswith("convolution") and bool(reader.args[6]))
+        return f"{name.partition('.')[0]}-{list(reader.all_input_nodes).index(weight)}-{is_transposed}"
+
+    def kinds(weight: Any) -> dict[str, list[Any]]:
+        found: dict[str, list[Any]] = {}
+        for reader in weight.users:
+            if reader.op == "call_function" and reader.target.__name__ != "embedding.default":
+                found.setdefault(kind(weight, reader), []).append(reader)
+        return found
+
+    weights = [node for node in program.graph.nodes if node.op == "placeholder" and node.name in held]
+    if not any(len(kinds(weight)) > 1 and weight.meta["val"].dim() > 1 for weight in weights):
+        return program
+    module = program.module(check_guards=False)
+    for weight in [node for node in module.graph.nodes if node.op == "get_attr"]:
+        value = operator.attrgetter(weight.target)(module)
+        groups = kinds(weight) if value.dim() > 1 else {}
+        plain = [group for name, group in groups.items() if name.partition("-")[0] not in _VIEWS]
+        for reader in [one for group in groups.values() if group is not next(iter(plain), None) for one in group]:
+            name = f"{str(weight.target).replace('.', '_')}_of_{reader.name}"
+            is_view = reader.target.__name__.partition(".")[0] in _VIEWS
+            own = reader.target(value.detach(), *reader.args[1:], **reader.kwargs) if is_view else value.detach()
+            module.register_buffer(name, own.clone(memory_format=torch.contiguous_format))
+            with module.graph.inserting_before(reader):
+                copy = module.graph.get_attr(name)
+            if is_view:
+                reader.replace_all_uses_with(copy)
+            else:
+                reader.replace_input_with(weight, copy)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    inputs = tuple(torch.zeros(item.shape, dtype=getattr(torch, item.dtype)) for item in spec.inputs)
+    return exported(module, inputs, spec.inputs)
+
+
+_OPERATOR = re.compile(r"aten[.:]+(\w+\.\w+)")
+
+
+def _named(err: BaseException, program: Any) -> str:
+    """Return the operator that an error's text names, with the line of the user's code that calls it; "" if none.
+
+    The passes' own message names one behind its first line, or a number of a graph's node.
+    """
+    found = _OPERATOR.search(f"{err}\n{_innermost(err)}")
+    if found is None:
+        return ""
+    nodes = program.graph.nodes if program is not None else ()
+    calls = [node for node in nodes if str(node.target).endswith(found[1])]
+    lines = [line for node in calls if (line := traced_line(node.meta.get("stack_trace")))]
+    return f", its operator aten.{found[1]}{lines[0] if lines else ''}"
 
 
 def _cause(err: BaseException) -> str:
@@ -334,9 +416,10 @@ def _xnnpack_passes(_quantized: QuantizedModel, program: Any) -> Iterator[None]:
     it would through another partition (A before B before A), as in Qwen 3, lowering ends with "Invalid partition, found
     dependency cycles"; here it merges only what does not.
 
-    XNNPACK's `ChannelsLastTaggedReshapePass` (ExecuTorch 1.5.1) exchanges a dequantize node for its copy in NCHW, for
-    all readers. Where the partition's output is one of them, the pass ends with KeyError: 'val'. The copy
-    gets the fake value that the pass reads.
+    XNNPACK's `ChannelsLastTaggedReshapePass` (ExecuTorch 1.5.1) exchanges a dequantize node for its copy in the other
+    layout, for all readers. Others than the one that needs it have been tagged with the layout before: their values
+    would be permuted once more (int8 Mish, hardshrink), and where the partition's output is one of them, the pass ends
+    with KeyError: 'val'. Here that reader alone gets a node of its own to exchange.
     """
     from executorch.backends.xnnpack._passes.channels_last_tagged_reshape_pass import ChannelsLastTaggedReshapePass
     from executorch.exir.backend.canonical_partitioners.group_partitioner import GroupBasedPartitioner
@@ -365,10 +448,13 @@ def _xnnpack_passes(_quantized: QuantizedModel, program: Any) -> Iterator[None]:
     def insert_copy_q_dq(
         self: Any, graph_module: Any, before: Any, after: Any, copy: Any, q_params: tuple[Any, ...]
     ) -> None:
+        if any(user not in (after, copy) for user in before.users):
+            with graph_module.graph.inserting_after(before):
+                own = graph_module.graph.node_copy(before)
+            for reader in (after, copy):
+                reader.replace_input_with(before, own)
+            before = own
         plain(self, graph_module, before, after, copy, q_params)
-        for node in graph_module.graph.output_node().all_input_nodes:
-            if "val" not in node.meta:
-                node.meta["val"] = before.meta["val"]
 
     with (
         replaced(GroupBasedPartitioner, "_can_merge_partitions", can_merge_partitions),

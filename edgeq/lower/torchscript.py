@@ -291,7 +291,8 @@ def eager_layers(module: Any, inputs: tuple[Any, ...]) -> tuple[tuple[Layer, boo
         taken = [_storage(leaf) for leaf in leaves if isinstance(leaf, holding)]
         layers = frozenset().union(*(reaching.get(place, ()) for place in taken))
         if layer is not None:
-            of_inputs = any(torch.is_tensor(leaf) and leaf in fed for leaf in leaves)
+            # a recurrent layer is one operator of the archive, which multiplies its first state of zeros too
+            of_inputs = any(torch.is_tensor(leaf) and leaf in fed for leaf in leaves) or stack[-1:] in recurrent
             factors = [args[i] for i in MATRIX_OPS.get(op, (0, 1) if op == _ATTENTION else ())]
             of_activations = bool(factors) and all(factor in fed for factor in factors)
             layers |= {len(found)}
@@ -306,6 +307,7 @@ def eager_layers(module: Any, inputs: tuple[Any, ...]) -> tuple[tuple[Layer, boo
         for place in (*written, *given):
             reaching[place] = layers if place else layers | reaching.get(0, frozenset())
 
+    recurrent = [[name] for name, part in _parts(module).items() if isinstance(part, torch.nn.RNNBase)]
     hooks = [hook for name, part in _parts(module).items() for hook in _named(part, name, stack)]
     try:
         with _recorder(inputs, note, data_sized), _reads_refused(inputs):

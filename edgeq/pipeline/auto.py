@@ -26,6 +26,7 @@ from edgeq.core.errors import (
 from edgeq.core.results.artifact import Inputs
 from edgeq.core.results.model import ModelWork
 from edgeq.core.results.report import Choice, DataFacts, PackageResult, Variant, variant_of, with_warning
+from edgeq.core.runtimes import INT8_RECURRENT
 from edgeq.core.schemes import (
     AUTO,
     DEFAULT,
@@ -274,14 +275,6 @@ def _no_scheme_error(race: _Race) -> EdgeqError:
 # of the multiply-accumulates, in layers that dynamic-int8 computes in int8: its audit asks for as much
 _WORTH = 0.25
 
-# by runtime: the recurrent layers that dynamic-int8 computes in int8, and on OpenVINO weight-only-int8 stores
-_INT8_RECURRENT = {
-    "torchscript": ("LSTM", "GRU"),
-    "executorch": ("LSTM", "GRU"),
-    "onnx": ("LSTM", "RNN"),
-    "openvino": ("LSTM", "GRU", "RNN"),
-}
-
 
 def choose_default(target: TargetProfile, work: ModelWork | None) -> tuple[SchemeName, str]:
     """Return the default scheme of a target for a model, and the reason; "" where that is not known.
@@ -302,12 +295,12 @@ def choose_default(target: TargetProfile, work: ModelWork | None) -> tuple[Schem
     if work is None or not work.macs:
         return first, ""
     recurrent = {"LSTM": work.lstm_macs, "GRU": work.gru_macs, "RNN": work.rnn_macs}
-    in_int8 = sum(recurrent[kind] for kind in _INT8_RECURRENT.get(target.runtime, ()))
+    in_int8 = sum(recurrent[kind] for kind in INT8_RECURRENT.get(target.runtime, ()))
     if work.recurrent_macs > _MOST * work.macs:
         why = f"recurrent layers do {share(work.recurrent_macs / work.macs)} of the multiply-accumulates"
         if others and in_int8 > _MOST * work.macs:
             return others[0], f"{why}, and {first} leaves them in float"
-        if "fp16" in others and target.runtime != "torchscript":  # which stores no nn.RNN in half
+        if "fp16" in others:
             return "fp16", f"{why}, and no int8 scheme of this target has kernels for them"
         return first, why
     if others and work.attention_products and work.linear_macs + in_int8 >= _WORTH * work.macs:

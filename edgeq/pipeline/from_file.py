@@ -9,7 +9,14 @@ from pathlib import Path
 
 from edgeq.core.errors import EdgeqError, UnsupportedError, UsageError, VerificationError
 from edgeq.core.results.artifact import Artifact, Inputs
-from edgeq.core.results.model import LoadedModel, LoweredModel, QuantizedModel, TensorSpec
+from edgeq.core.results.model import (
+    NO_KERNEL,
+    RECURRENT,
+    LoadedModel,
+    LoweredModel,
+    QuantizedModel,
+    TensorSpec,
+)
 from edgeq.core.samples import batches
 from edgeq.core.schemes import MAX_RELATIVE_FP32
 from edgeq.core.sources import unreadable
@@ -93,6 +100,13 @@ def build_from_file(step: BuildStep) -> Artifact:
         golden=golden,
         observed=tuple(kept.observed) if kept else (),
     )
+
+
+def _in_float(lowered: LoweredModel, scheme: str) -> dict[str, tuple[str, ...]]:
+    """Return the recurrent layers that ONNX Runtime's tools leave in float, by the reason."""
+    by_reason = {NO_KERNEL: ("GRU", "RNN"), **({} if scheme == "dynamic-int8" else {RECURRENT: ("LSTM",)})}
+    named = {why: tuple(one.name for one in lowered.layers if one.op in kinds) for why, kinds in by_reason.items()}
+    return {why: names for why, names in named.items() if names}
 
 
 def _lowered(path: Path, spec: ArtifactSpec, facts: ArtifactFacts) -> LoweredModel:
@@ -197,6 +211,7 @@ def build_onnx(step: BuildStep, source: Path, fp32: Forward | None, *, keep: Seq
             quantized=made.quantized if made else (),
             kept_fp32=made.kept_fp32 if made else (),
             output_steps=(),
+            in_float=_in_float(lowered, spec.scheme) if made else {},
         ),
         lowered=lowered,
         verified=verified,

@@ -60,7 +60,7 @@ from edgeq.pipeline.publish import check_owner, publish, write_reports, write_re
 from edgeq.pipeline.quantize_specs import read_shipped, reuse_spec, search_spec
 from edgeq.pipeline.reports import find_bundles, write_index
 from edgeq.pipeline.tracking import recording
-from edgeq.quantize import find_method, quantize
+from edgeq.quantize import exchanges_modules, find_method, quantize
 from edgeq.quantize.capture import capture, dynamic_capture
 from edgeq.quantize.graph_runner import forward, remembered
 from edgeq.quantize.result import type_names
@@ -446,7 +446,7 @@ class ArtifactBuilder:
 
     @functools.cached_property
     def _as_layers(self) -> LoadedModel:
-        """The model with modules as its layers, which FX fuses: exported and scripted ones have operators only."""
+        """The model with modules as its layers, to fuse or exchange: exported and scripted ones have operators only."""
         import torch
 
         from edgeq.quantize.fx_export import exported_graph
@@ -492,7 +492,7 @@ class ArtifactBuilder:
         searches, trains = spec.scheme in NEEDS_SEARCH, spec.scheme in NEEDS_TRAINING
         reuses = shipped is not None and not spec.fresh
         return QuantizeSpec(
-            model=self._as_layers if spec.runtime == "torchscript" else inputs.model,
+            model=self._as_layers if exchanges_modules(spec.runtime, spec.scheme) else inputs.model,
             captured=None if spec.runtime == "torchscript" else self._captured,
             reduce_range=spec.reduce_range,
             backend=spec.backend,

@@ -245,6 +245,11 @@ def find_file_method(scheme: str, file_name: str, runtime: str = "onnx") -> Meth
     return FILE_METHODS[scheme]
 
 
+def exchanges_modules(runtime: str, scheme: str) -> bool:
+    """Whether a scheme's method exchanges modules; exported and scripted models have none until they are found."""
+    return runtime == "torchscript" or (runtime, scheme) == ("executorch", "weight-only-int8")
+
+
 def quantize(runtime: str, scheme: str, spec: QuantizeSpec) -> QuantizedModel:
     """Quantize a PyTorch model by the scheme's method for this runtime.
 

@@ -409,17 +409,31 @@ def plain_convolutions(program: Any) -> Any:
 
 
 def with_modules(program: Any) -> Any:
-    """Let each node know the module that it came from."""
+    """Let each node know the module that it came from.
+
+    A graph that was converted from an archive of torch.jit has no calls of modules: there the weight's owner is it.
+    """
+    import torch
+
+    layers = {"conv": "Conv", "linear": "Linear", "embedding": "Embedding"}
+    stacks = {node: node.meta["nn_module_stack"] for node in program.graph.nodes if node.meta.get("nn_module_stack")}
+    names = {node: _module_name(list(stack.values())[-1][0]) for node, stack in stacks.items()}
+    weights = program.graph_signature.inputs_to_parameters if not any(names.values()) else {}
     for node in program.graph.nodes:
-        stack = node.meta.get("nn_module_stack")
-        if stack:
-            # without torch.export's prefixes; the whole dict is replaced, since nodes may share one
-            name = str(list(stack.values())[-1][0])
-            node.meta["custom"] = {
-                **node.meta.get("custom", {}),
-                MODULE_KEY: name.removeprefix("L['self'].").removeprefix("L__self__.").removeprefix("L['self']"),
-            }
+        read = [weights[arg.name] for arg in node.args[:2] if isinstance(arg, torch.fx.Node) and arg.name in weights]
+        kind = next((kind for op, kind in layers.items() if str(node.target).startswith(f"aten.{op}")), None)
+        if read and kind is not None and (owner := read[0].rpartition(".")[0]):
+            names[node] = owner
+            node.meta["nn_module_stack"] = {**stacks.get(node, {}), owner: (owner, f"torch.nn.{kind}")}
+    for node, name in names.items():
+        # the whole dict is replaced, since nodes may share one
+        node.meta["custom"] = {**node.meta.get("custom", {}), MODULE_KEY: name}
     return program
+
+
+def _module_name(entry: str) -> str:
+    """Return a module's name without torch.export's prefixes."""
+    return str(entry).removeprefix("L['self'].").removeprefix("L__self__.").removeprefix("L['self']")
 
 
 def with_constants(program: Any, inputs: tuple[Any, ...], specs: Sequence[TensorSpec]) -> Any:

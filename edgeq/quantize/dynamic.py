@@ -7,7 +7,7 @@ import warnings
 from typing import Any
 
 from edgeq.core.errors import UnsupportedError, UsageError, first_line, user_line
-from edgeq.core.results.model import QuantizedModel
+from edgeq.core.results.model import NO_KERNEL, QuantizedModel
 from edgeq.quantize.capture import calls_of, example_tensors
 from edgeq.quantize.fx import engine
 from edgeq.quantize.fx_export import exported_graph
@@ -15,7 +15,7 @@ from edgeq.quantize.fx_observers import split_layers
 from edgeq.quantize.fx_workarounds import open_attention
 from edgeq.quantize.result import float_copy, output_steps, quantized_model, type_names
 from edgeq.quantize.spec import QuantizeSpec, inside, matched_names
-from edgeq.quantize.weight_only import store_embeddings, store_lookups
+from edgeq.quantize.weight_only import store_embeddings
 
 
 def dynamic_int8(spec: QuantizeSpec) -> QuantizedModel:
@@ -40,9 +40,7 @@ def dynamic_int8(spec: QuantizeSpec) -> QuantizedModel:
         except Exception as err:  # torch.export raises many types
             what = f"forward reads the weights of layers that it does not call{user_line(err)}: {first_line(err)}"
             raise UnsupportedError(what, "call the layers, or use an ExecuTorch or ONNX target") from err
-        tables, in_float = store_lookups(module, _owner, lambda node: inside(_owner(node), kept))
-    else:
-        tables, in_float = store_embeddings(module, inputs, kept)
+    tables, in_float = store_embeddings(module, inputs, kept)
     with engine(spec.backend), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.ao announces its deprecation on every call
         layers = [
@@ -60,11 +58,8 @@ def dynamic_int8(spec: QuantizeSpec) -> QuantizedModel:
     left = [name for name in layers if name not in chosen]
     # of tables alone dynamic-int8 makes nothing that runs in int8
     layers_and_tables = (chosen and [*chosen, *tables], [*left, *in_float])
-    return quantized_model("dynamic-int8", module, layers_and_tables, covers="linear, LSTM or GRU")
-
-
-def _owner(lookup: Any) -> str:
-    return str(lookup.args[0].target).rpartition(".")[0]
+    by_plan = {NO_KERNEL: [name for name, part in module.named_modules() if type(part) is torch.nn.RNN]}
+    return quantized_model("dynamic-int8", module, layers_and_tables, covers="linear, LSTM or GRU", by_plan=by_plan)
 
 
 def _weights_read_elsewhere(module: Any, inputs: tuple[Any, ...]) -> bool:

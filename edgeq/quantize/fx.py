@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from edgeq.core.errors import EdgeqError, UnsupportedError, UsageError, first_line, user_line
-from edgeq.core.results.model import BEFORE_LOGARITHM, RECURRENT, TRANSPOSED, QuantizedModel, Tuning
+from edgeq.core.results.model import BEFORE_LOGARITHM, NO_KERNEL, RECURRENT, TRANSPOSED, QuantizedModel, Tuning
 from edgeq.core.schemes import ObserverName
 from edgeq.quantize.before_logs import IN_FLOAT_BY_PLAN, leave_lost_fronts_in_float, multiplies
 from edgeq.quantize.calibrate import activation_observer, calibrate
@@ -228,7 +228,8 @@ def prepare(spec: QuantizeSpec) -> Any:
             *(str(node.target) for node in front if node.op == "call_module" and multiplies(prepared, node)),
             *(name for names in {_table_names(node) for node in functions} - elsewhere for name in names),
         ],
-        RECURRENT: [name for name, part in prepared.named_modules() if isinstance(part, torch.nn.RNNBase)],
+        RECURRENT: [name for name, part in prepared.named_modules() if isinstance(part, torch.nn.LSTM | torch.nn.GRU)],
+        NO_KERNEL: [name for name, part in prepared.named_modules() if isinstance(part, torch.nn.RNN)],
         TRANSPOSED: [
             name
             for name, part in prepared.named_modules()

@@ -100,8 +100,9 @@ def exported_graph(module: Any, specs: Sequence[TensorSpec]) -> Any:
         graph_module = without_copies(program.module(check_guards=False))
     graph = graph_module.graph
     in_float = coordinates(graph)
+    tables: dict[str, str] = {}
     for node in list(graph.nodes):
-        if node.op != "call_function":
+        if node.op != "call_function" or _calls_table(graph_module, node, tables):
             continue
         functions = {} if node in in_float else _FUNCTIONS
         layer = _recurrent(graph_module, node) if node.target in _RECURRENT else _layer(graph_module, node)
@@ -165,6 +166,30 @@ def _call(graph_module: Any, node: Any, layer: Any) -> None:
                     pair = graph.call_function(operator.getitem, (node, 1))
                 item.args = (pair, item.args[1] - 1)
     node.op, node.target, node.args, node.kwargs = "call_module", owner, tuple(arguments), {}
+
+
+def _calls_table(graph_module: Any, node: Any, tables: dict[str, str]) -> bool:
+    """Let a lookup call an nn.Embedding; whether the node is one. A lookup of constant rows is a constant.
+
+    Args:
+        graph_module: what gets the module.
+        node: any call.
+        tables: the modules' names by that of their table, which several lookups may read; changed in place.
+    """
+    if node.target is not _ATEN.embedding.default or node.args[0].op != "get_attr" or node.args[1].op == "get_attr":
+        return False
+    name = str(node.args[0].target)
+    if name not in tables:
+        owner = name.rpartition(".")[0]
+        readers = [user for other in graph_module.graph.nodes if other.target == name for user in other.users]
+        is_tied = any(reader.target is not _ATEN.embedding.default for reader in readers)
+        if not owner or is_tied or [*graph_module.get_submodule(owner).state_dict(keep_vars=True)] != ["weight"]:
+            owner = f"{owner.replace('.', '_')}_{node.name}"
+        layer = nn.Embedding.from_pretrained(_attribute(graph_module, node.args[0]))
+        graph_module.set_submodule(owner, layer.eval())
+        tables[name] = owner
+    node.op, node.target, node.args, node.kwargs = "call_module", tables[name], (node.args[1],), {}
+    return True
 
 
 def _take_traced_sizes(node: Any) -> None:

@@ -280,7 +280,8 @@ def static_int8(spec: FileSpec, source: Path, left_out: list[str]) -> Any:
     if spec.calibration.count == 0:
         raise UsageError("int8 ranges need calibration samples, but there are none", "give --calibration-data")
     folded, target = spec.folder / "folded.onnx", spec.folder / "static.onnx"
-    quant_pre_process(str(source), str(folded), skip_symbolic_shape=True)  # folds batch norms
+    # folds batch norms; where inference with symbols fails, it leaves a file in the current folder
+    quant_pre_process(str(source), str(folded), skip_symbolic_shape=True)
     with spec.progress.task(f"calibrate {spec.label}", spec.calibration.count) as task:
         quantize_static(
             str(folded),

@@ -10,8 +10,16 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from edgeq.core.errors import UnsupportedError, first_line
-from edgeq.core.results.model import BEFORE_LOGARITHM, COMPUTED, RECURRENT, TRANSPOSED, QuantizedModel, Tuning
-from edgeq.core.runtimes import ETHOS_U
+from edgeq.core.results.model import (
+    BEFORE_LOGARITHM,
+    COMPUTED,
+    NO_KERNEL,
+    RECURRENT,
+    TRANSPOSED,
+    QuantizedModel,
+    Tuning,
+)
+from edgeq.core.runtimes import ETHOS_U, has_int8_recurrent
 from edgeq.core.system import replaced
 from edgeq.quantize import ethos
 from edgeq.quantize.before_logs import IN_FLOAT_BY_PLAN, leave_lost_fronts_in_float, multiplies
@@ -45,6 +53,13 @@ _LAYERS = frozenset(f"{kind}{rank}d" for kind in ("conv", "conv_transpose") for 
 }
 
 _NORM_PATTERNS: dict[Any, Any] = {}  # by what distinguishes them, their exported graphs
+
+_RECURRENT = {
+    "aten.lstm.input": "LSTM",
+    "aten.gru.input": "GRU",
+    "aten.rnn_tanh.input": "RNN",
+    "aten.rnn_relu.input": "RNN",
+}
 
 _SMALLEST_SCALE = 2**-12  # of the XNNPACK quantizer's own configuration
 
@@ -189,9 +204,12 @@ def prepare(graph: Any, spec: QuantizeSpec, *, scheme: str = "static-int8") -> A
     # of a layer that is called again behind the logarithm, the name tells nothing
     elsewhere = {_name_in_table(node) for node in prepared.graph.nodes if _is_layer(node) and node not in front}
     names = {_name_in_table(node) for node in front if multiplies(prepared, node)}
+    kinds = [(_RECURRENT.get(str(node.target), ""), _name_in_table(node)) for node in prepared.graph.nodes]
+    recurrent = [(kind, name) for kind, name in kinds if kind]
     prepared.meta[IN_FLOAT_BY_PLAN] = {
         BEFORE_LOGARITHM: sorted(names - elsewhere),
-        RECURRENT: [_name_in_table(node) for node in prepared.graph.nodes if _is_recurrent(node)],
+        RECURRENT: [name for kind, name in recurrent if has_int8_recurrent(spec.backend, kind)],
+        NO_KERNEL: [name for kind, name in recurrent if not has_int8_recurrent(spec.backend, kind)],
         COMPUTED: [_name_in_table(node) for node in by_computed],
         TRANSPOSED: [
             _name_in_table(node)
@@ -248,7 +266,7 @@ def dynamic_int8(spec: QuantizeSpec) -> QuantizedModel:
 
     The tables of embeddings are stored in int8, with a scale for each row.
 
-    LSTM and GRU layers are unrolled into linear ones. Convolutions stay in float: ExecuTorch 1.5 lowers some
+    LSTM, GRU and RNN layers are unrolled into linear ones. Convolutions stay in float: ExecuTorch 1.5 lowers some
     dynamic ones, and its runtime then fails on them.
 
     Raises:
@@ -277,7 +295,7 @@ def dynamic_int8(spec: QuantizeSpec) -> QuantizedModel:
     quantized, in_float = split_layers(converted)
     # of tables alone dynamic-int8 makes nothing that runs in int8
     layers = (quantized and [*quantized, *tables], [*in_float, *tables_in_float])
-    made = quantized_model("dynamic-int8", converted, layers, covers="linear, LSTM or GRU")
+    made = quantized_model("dynamic-int8", converted, layers, covers="linear or recurrent")
     return dataclasses.replace(made, runs_as=_by_row(converted))
 
 
@@ -311,7 +329,8 @@ def _unrolled(program: Any) -> Any:
     import torch
     from torch._decomp import get_decompositions
 
-    kinds = [torch.ops.aten.lstm.input, torch.ops.aten.gru.input]
+    aten = torch.ops.aten
+    kinds = [aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input]
     if not any(node.target in kinds for node in program.graph.nodes):
         return program
     return program.run_decompositions(get_decompositions(kinds))
@@ -433,10 +452,6 @@ def _type_name(kind: Any) -> str:
 def _layer_name(_graph: Any, node: Any) -> str | None:
     """Return the name of a convolution or linear, in int8 or in float, as the table of layers has it; else None."""
     return _name_in_table(node) if _is_layer(node) else None
-
-
-def _is_recurrent(node: Any) -> bool:
-    return str(node.target) in ("aten.lstm.input", "aten.gru.input", "aten.rnn_tanh.input", "aten.rnn_relu.input")
 
 
 def _name_in_table(node: Any) -> str:

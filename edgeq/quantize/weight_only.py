@@ -17,7 +17,7 @@ from edgeq.quantize.fx_workarounds import open_attention
 from edgeq.quantize.result import float_copy, quantized_model, type_names
 from edgeq.quantize.spec import QuantizeSpec, inside, matched_names
 
-_ALL = ("Linear", "Conv1d", "Conv2d", "Conv3d", "Embedding", "LSTM", "GRU")
+_ALL = ("Linear", "Conv1d", "Conv2d", "Conv3d", "Embedding", "EmbeddingBag", "LSTM", "GRU", "RNN")
 
 
 def weight_only_int8(spec: QuantizeSpec) -> QuantizedModel:
@@ -37,7 +37,7 @@ def weight_only_linear_int8(spec: QuantizeSpec) -> QuantizedModel:
         UnsupportedError: an exported program, or a model without such layers.
         UsageError: a --keep-fp32 name that the model does not have.
     """
-    return _stored(spec, "weight-only-int8", ("Linear", "Embedding"), bits=8)
+    return _stored(spec, "weight-only-int8", ("Linear", "Embedding", "EmbeddingBag"), bits=8)
 
 
 def stored_half(spec: QuantizeSpec) -> QuantizedModel:
@@ -110,18 +110,17 @@ def _put(module: Any, name: str, part: Any) -> Any:
 # what takes a table but no number of it, apart from lookups: a stored table has the same dtype, device and shape
 _ASKING = (torch.Tensor.dtype, torch.Tensor.device, torch.Tensor.shape, torch.Tensor.requires_grad)
 _NO_READERS = (
-    functional.embedding,
-    torch.embedding,
+    *(functional.embedding, torch.embedding, functional.embedding_bag, torch.embedding_bag),
     *(each.__get__ for each in _ASKING),
     *(torch.Tensor.size, torch.Tensor.dim, torch.Tensor.is_floating_point),
 )
 
 
 def store_embeddings(module: Any, inputs: tuple[Any, ...], kept: Collection[str]) -> tuple[list[str], list[str]]:
-    """Store the tables of a module's nn.Embedding layers in int8, with a scale for each row.
+    """Store the tables of a module's nn.Embedding and nn.EmbeddingBag layers in int8, with a scale for each row.
 
     A table that a function reads too stays in float: its product would be computed with weights that become float32 at
-    each call. So does one of nn.EmbeddingBag, or of a subclass with a forward of its own.
+    each call. So does one of a subclass with a forward of its own.
 
     Args:
         module: changed in place.
@@ -151,13 +150,13 @@ def store_embeddings(module: Any, inputs: tuple[Any, ...], kept: Collection[str]
         name
         for name, part in layers.items()
         if name  # not the whole model
-        and type(part) is nn.Embedding
+        and type(part) in (nn.Embedding, nn.EmbeddingBag)
         and part.max_norm is None
         and id(part.weight) not in read
         and not inside(name, kept)
     ]
     for name in stored:
-        _put(module, name, StoredEmbedding(layers[name], bits=8).eval())
+        _put(module, name, KINDS[type(layers[name])](layers[name], 8).eval())
     in_float = [name for name in layers if name not in stored]
     for name in in_float:  # it is stored once, with what it is tied to
         layers[name].weight = tied[name]
@@ -320,8 +319,41 @@ class StoredEmbedding(_Stored):
         return rows if self.scale is None else rows * functional.embedding(index, self.scale)
 
 
+class StoredEmbeddingBag(_Stored):
+    """nn.EmbeddingBag: only the rows that are looked up become float32, all of them where a padding row is left out."""
+
+    def __init__(self, bag: Any, bits: int) -> None:
+        if bag.max_norm is not None:
+            raise ValueError("max_norm, which changes the rows that are looked up")
+        super().__init__(bag.weight, None, bits=bits)
+        self.mode, self.padding_idx, self.include_last_offset = bag.mode, bag.padding_idx, bag.include_last_offset
+
+    def forward(self, index: Any, offsets: Any = None, per_sample_weights: Any = None) -> Any:
+        """Take whole numbers [N, L], or [L] with the offsets [N] of bags, return [N, width]."""
+        if self.padding_idx is None:
+            rows = functional.embedding(index, self.stored).to(torch.float32)
+            rows = rows if self.scale is None else rows * functional.embedding(index, self.scale)
+            if index.dim() == 2:
+                rows = rows if per_sample_weights is None else rows * per_sample_weights.unsqueeze(-1)
+                return rows.amax(1) if self.mode == "max" else rows.mean(1) if self.mode == "mean" else rows.sum(1)
+            index = torch.arange(index.shape[0], device=index.device)
+        else:
+            # a cast that needs no input would be a constant of the archive
+            rows = self.stored.type_as(index.reshape(-1)[:1].to(torch.float32))
+            rows = rows if self.scale is None else rows * self.scale
+        return functional.embedding_bag(
+            index,
+            rows,
+            offsets,
+            mode=self.mode,
+            per_sample_weights=per_sample_weights,
+            include_last_offset=self.include_last_offset,
+            padding_idx=self.padding_idx,
+        )
+
+
 class StoredRecurrent(nn.Module):  # type: ignore[misc]
-    """nn.LSTM or nn.GRU; its biases stay as they are."""
+    """nn.LSTM, nn.GRU or nn.RNN; its biases stay as they are."""
 
     def __init__(self, recurrent: Any, bits: int) -> None:
         super().__init__()
@@ -357,6 +389,8 @@ KINDS: dict[Any, Any] = {
     nn.Conv2d: StoredConv,
     nn.Conv3d: StoredConv,
     nn.Embedding: StoredEmbedding,
+    nn.EmbeddingBag: StoredEmbeddingBag,
     nn.LSTM: StoredRecurrent,
     nn.GRU: StoredRecurrent,
+    nn.RNN: StoredRecurrent,
 }

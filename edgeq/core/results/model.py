@@ -482,7 +482,7 @@ class QuantizedModel:
         remarks: remarks for the user, such as layers that half precision cannot hold.
         layer_sqnrs: how far each layer is from the float graph's; None for schemes that calibrate no graph.
         in_float: names, in the artifact's table of layers, of those that stay in float without being asked to, by the
-            reason: `BEFORE_LOGARITHM`, `RECURRENT`, `TRANSPOSED` or `COMPUTED`.
+            reason: `BEFORE_LOGARITHM`, `RECURRENT`, `NO_KERNEL`, `TRANSPOSED` or `COMPUTED`.
     """
 
     scheme: str
@@ -506,6 +506,7 @@ class QuantizedModel:
 # why layers of a static int8 model stay in float, as the audit says it
 BEFORE_LOGARITHM = "logarithms that follow"
 RECURRENT = "recurrent layers, which have no kernel of static int8"
+NO_KERNEL = "recurrent layers of a kind that has no int8 kernel"
 TRANSPOSED = "transposed convolutions, which have no kernel of static int8"
 COMPUTED = "layers whose weights forward computes"
 

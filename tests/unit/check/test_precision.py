@@ -7,7 +7,7 @@ import pytest
 
 from edgeq.check.precision import audit_gates, audit_warnings
 from edgeq.core.errors import ExitCode
-from edgeq.core.results.model import BEFORE_LOGARITHM, RECURRENT, TRANSPOSED, Layer
+from edgeq.core.results.model import BEFORE_LOGARITHM, NO_KERNEL, RECURRENT, TRANSPOSED, Layer
 
 from .gate_builders import kernels, lowered, target, verified
 
@@ -116,14 +116,22 @@ def test_layers_in_float_before_a_logarithm_are_in_the_plan_and_others_are_not()
     assert "not in int8: tail" in gates["int8_macs"].detail
 
 
-@pytest.mark.parametrize("reason", [RECURRENT, TRANSPOSED])
+@pytest.mark.parametrize("reason", [RECURRENT, NO_KERNEL, TRANSPOSED])
 def test_layers_without_a_kernel_are_in_the_plan_where_enough_else_is_in_int8(reason):
-    recurrent = {reason: ["rnn"]}
-    gates, warnings = ran(("front", 30, "int8", False), ("rnn", 70, "other", False), in_float=recurrent)
+    planned = {reason: ["rnn"]}
+    gates, warnings = ran(("front", 30, "int8", False), ("rnn", 70, "other", False), in_float=planned)
     assert (gates["int8_macs"].outcome, len(warnings)) == ("ok", 1)
-    gates, _ = ran(("rnn", 76, "other", False), ("head", 24, "int8", False), in_float=recurrent)
+    assert ("; --scheme dynamic-int8 computes them in int8" in warnings[0]) == (reason == RECURRENT)
+    gates, _ = ran(("rnn", 76, "other", False), ("head", 24, "int8", False), in_float=planned)
     assert gates["int8_macs"].outcome == "failed"
     assert "dynamic-int8" in gates["int8_macs"].detail
+
+
+def test_a_dynamic_scheme_that_leaves_nearly_all_in_float_by_plan_gains_nothing():
+    layers = [("gru", 99, "other", False), ("head", 1, "int8", False)]
+    gates, _ = ran(*layers, scheme="dynamic-int8", in_float={NO_KERNEL: ["gru"]})
+    assert gates["int8_linear_macs"].outcome == "failed"
+    assert gates["int8_gain"].outcome != "ok"
 
 
 def ran(*layers, scheme="static-int8", kept=(), in_float=None):

@@ -180,7 +180,7 @@ class FlatPReLU(nn.Module):
 
 
 class Magnitudes(nn.Module):
-    """The magnitudes of a spectrum, and those of real numbers."""
+    """The magnitudes of a spectrum, and those of real numbers; its phases, of which half of a turn is both ends."""
 
     def __init__(self):
         super().__init__()
@@ -188,7 +188,7 @@ class Magnitudes(nn.Module):
 
     def forward(self, x):
         spectrum = torch.stft(x, 32, 16, window=self.window, return_complex=True)
-        return spectrum.abs(), x.abs(), torch.fft.rfft(x).abs()
+        return spectrum.abs(), x.abs(), torch.fft.rfft(x).abs(), spectrum.angle().cos(), x.angle()
 
 
 @pytest.mark.parametrize(("module", "shape"), [(FlatPReLU, (3, 6)), (Magnitudes, (2, 128))])
@@ -201,6 +201,42 @@ def test_what_the_passes_trip_over_is_written_otherwise(tmp_path, module, shape)
         outputs = runtime.run((x.numpy(),))
     for expected, came in zip(model.model(x), outputs, strict=True):
         assert torch.allclose(expected, torch.from_numpy(came.copy()), atol=1e-5)
+
+
+class Tied(nn.Module):
+    """A weight that a convolution and a transposed one read, and one that a layer reads as it is and transposed."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.linear = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(16, 8)
+
+    def forward(self, x):
+        x = nn.functional.conv_transpose2d(self.conv(x).relu(), self.conv.weight, padding=1)
+        return nn.functional.linear(self.linear(x).relu(), self.linear.weight.t())
+
+
+def test_a_tied_weight_is_right_for_each_kind_of_reader(tmp_path):
+    model = loaded(Tied(), IMAGE)
+    fp32 = quantized(model, "executorch", "fp32")
+    made = lowered(fp32, (IMAGE,), tmp_path, "executorch", backend="xnnpack")
+    assert made.delegated_macs == 1
+    (x,) = example_tensors(model.inputs)
+    with HostRuntime() as runtime:
+        runtime.load(made.path, runtime="executorch", backend="xnnpack", threads=1)
+        (came,) = runtime.run((x.numpy(),))
+    assert torch.allclose(model.model(x), torch.from_numpy(came.copy()), atol=1e-5)
+
+
+class Masked(nn.Module):
+    def forward(self, x):
+        return torch.fft.irfft(torch.fft.rfft(x) * x.mean(), n=128)
+
+
+def test_what_executorch_cannot_lower_has_its_operator_and_line(tmp_path):
+    model = loaded(Masked(), TensorSpec(name="x", dtype="float32", shape=(2, 128)))
+    with pytest.raises(UnsupportedError, match=r"its operator aten\.mul\.Tensor at .*test_executorch\.py:\d+ in"):
+        lowered(quantized(model, "executorch", "fp32"), model.inputs, tmp_path, "executorch", backend="xnnpack")
 
 
 class Peaks(nn.Module):
@@ -226,6 +262,30 @@ def test_what_the_delegate_trips_over_stays_out_of_it(tmp_path, scheme):
         runtime.load(made.path, runtime="executorch", backend="xnnpack", threads=1)
         (came,) = runtime.run((x.numpy(),))
     assert torch.allclose(model.model(x), torch.from_numpy(came.copy()), atol=1e-5 if scheme == "fp32" else 0.05)
+
+
+class Shrunk(nn.Module):
+    """An int8 layer's output that an operator of the delegate and one outside of it read, in unlike layouts."""
+
+    def __init__(self, channels):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Conv2d(3, channels, 3, padding=1), nn.Conv2d(channels, 4, 3)
+
+    def forward(self, x):
+        return self.last(nn.functional.hardshrink(self.first(x), 0.1))
+
+
+@pytest.mark.parametrize("channels", [8, 16])  # of 16, all sides are equal, and no shape tells a wrong layout
+def test_a_layout_is_changed_for_the_reader_that_needs_it_alone(tmp_path, channels):
+    model = loaded(Shrunk(channels), IMAGE)
+    int8 = quantized(model, "executorch", "static-int8", backend="xnnpack")
+    made = lowered(int8, (IMAGE,), tmp_path, "executorch", backend="xnnpack")
+    (x,) = example_tensors(model.inputs)
+    with HostRuntime() as runtime:
+        runtime.load(made.path, runtime="executorch", backend="xnnpack", threads=1)
+        (came,) = runtime.run((x.numpy(),))
+    assert torch.allclose(int8.graph(x), torch.from_numpy(came.copy()), atol=int8.output_steps[0] * 1.01)
 
 
 class Cropped(nn.Module):

@@ -37,8 +37,8 @@ SPEECH = ModelWork(convolution_macs=60, lstm_macs=40)
         *((GRU, target, "dynamic-int8") for target in (X86, XNNPACK, QNNPACK)),
         (GRU, ORT, "fp16"),  # quantize_dynamic knows no GRU
         (GRU, PHONE_ORT, "static-int8"),  # nothing that it has is better
-        (RNN, XNNPACK, "fp16"),
-        (RNN, X86, "static-int8"),
+        (RNN, XNNPACK, "dynamic-int8"),
+        (RNN, X86, "fp16"),  # its engines have no int8 kernel of nn.RNN
         (TRANSFORMER, "ios-arm64-coreml", "fp16"),
         (TRANSFORMER, "android-arm64-qnn-htp", "static-a16w8"),
         (TRANSFORMER, "linux-x86_64-cuda", "fp16"),

@@ -328,3 +328,26 @@ def test_attention_that_cannot_be_captured_is_refused_with_its_line():
     with pytest.raises(UnsupportedError, match=r"torch.export cannot capture .* at .*test_fx_export\.py:\d+") as caught:
         quantized(loaded(Deciding, spec))
     assert "FX cannot trace" not in caught.value.what
+
+
+def test_the_tables_of_lookups_are_modules_that_schemes_store():
+    class Words(nn.Module):
+        """A table that is read twice, one that is tied to a head, and one of constant rows."""
+
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.twice, self.tied, self.places = nn.Embedding(9, 4), nn.Embedding(9, 4), nn.Embedding(3, 4)
+            self.register_buffer("index", torch.arange(3))
+
+        def forward(self, tokens):
+            x = self.twice(tokens) + self.twice(tokens.flip(1)) + self.tied(tokens) + self.places(self.index)
+            return nn.functional.linear(x, self.tied.weight)
+
+    spec = TensorSpec(name="tokens", dtype="int64", shape=(1, 3), low=0, high=8)
+    module = Words().eval()
+    graph = exported_graph(module, [spec])
+    tables = {name: part for name, part in graph.named_modules() if isinstance(part, nn.Embedding)}
+    assert sorted(tables) == ["tied_embedding_2", "twice"]
+    tokens = torch.tensor([[1, 8, 5]])
+    assert torch.equal(graph(tokens), module(tokens))

@@ -99,6 +99,54 @@ def test_a_table_that_stays_in_float_stays_tied(tmp_path):
     assert dict(lowered(result, model.inputs, tmp_path, backend="qnnpack").stored)["float32"] < 1.1 * 400 * 16
 
 
+class Bags(nn.Module):
+    """Bags of a fixed size, weighted ones, and bags by their offsets."""
+
+    def __init__(self, mode, padding):
+        super().__init__()
+        torch.manual_seed(0)
+        self.bag, self.head = nn.EmbeddingBag(40, 16, mode=mode, padding_idx=padding), nn.Linear(16, 4)
+
+    def forward(self, tokens):
+        weights = {"per_sample_weights": torch.full(tokens.shape, 0.5)} if self.bag.mode == "sum" else {}
+        flat = self.bag(tokens.flatten(), torch.tensor([0, 2, 2]))
+        return self.head(self.bag(tokens, **weights)), self.head(flat)
+
+
+@pytest.mark.parametrize("scheme", ["dynamic-int8", "weight-only-int8"])
+@pytest.mark.parametrize(("mode", "padding"), [("sum", None), ("mean", None), ("max", None), ("mean", 3)])
+def test_the_tables_of_bags_are_stored(tmp_path, scheme, mode, padding):
+    spec = TensorSpec(name="tokens", dtype="int64", shape=(1, 6), low=0, high=39)
+    model = loaded(Bags(mode, padding).eval(), spec)
+    result = quantized(model, runtime="torchscript", scheme=scheme, backend="x86")
+    assert {*result.quantized} == {"bag", "head"}
+    tokens = torch.tensor([[0, 3, 7, 3, 39, 39]])
+    for ours, theirs in zip(result.graph(tokens), model.model(tokens), strict=True):
+        assert torch.allclose(ours, theirs, atol=0.05)
+    stored = dict(lowered(result, model.inputs, tmp_path, "torchscript", backend="x86").stored)
+    assert stored["int8"] == 40 * 16 + 16 * 4
+    assert stored["float32"] < 40 * 16 / 2
+
+
+@pytest.mark.parametrize("scheme", ["weight-only-int8", "fp16"])
+def test_recurrent_layers_of_each_kind_are_stored(tmp_path, scheme):
+    class Cells(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cells = nn.ModuleList(kind(8, 8, batch_first=True) for kind in (nn.LSTM, nn.GRU, nn.RNN))
+
+        def forward(self, x):
+            return torch.cat([cell(x)[0] for cell in self.cells], -1)
+
+    model = loaded(Cells, TensorSpec(name="x", dtype="float32", shape=(1, 5, 8), low=-1.0))
+    result = quantized(model, runtime="torchscript", scheme=scheme, backend="x86")
+    assert {*result.quantized} == {"cells.0", "cells.1", "cells.2"}
+    made = lowered(result, model.inputs, tmp_path, "torchscript", backend="x86")
+    assert dict(made.stored)["int8" if scheme == "weight-only-int8" else "float16"] == (4 + 3 + 1) * 8 * 16
+    # each is one operator that multiplies its first state of zeros too: x at once, and a product for each step
+    assert [layer.name for layer in made.layers].count("cells.2.recurrent") == 1 + 5
+
+
 class Whisper(nn.Module):
     """Reads the settings of its layers, as transformers' Whisper does."""
 

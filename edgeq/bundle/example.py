@@ -8,7 +8,13 @@ from edgeq.core.targets import TargetProfile
 EXAMPLE_NAME = "run_example.py"
 
 # what pip installs, by runtime
-_PACKAGES = {"executorch": "executorch torch", "torchscript": "torch", "onnx": "onnxruntime", "openvino": "openvino"}
+_PACKAGES = {
+    "executorch": "executorch torch",
+    "torchscript": "torch",
+    "onnx": "onnxruntime",
+    "openvino": "openvino",
+    "litert": "ai-edge-litert",
+}
 
 # the code that defines `run`, by runtime
 _LOADING = {
@@ -63,6 +69,20 @@ request = core.compile_model(core.read_model(here / "{artifact}"), "CPU", settin
 def run(arrays):
     request.infer(dict(enumerate(arrays)))
     return [tensor.data.copy() for tensor in request.output_tensors]
+""",
+    "litert": """\
+from ai_edge_litert.interpreter import Interpreter
+
+interpreter = Interpreter(str(here / "{artifact}"), num_threads={threads})
+interpreter.allocate_tensors()
+takes, gives = interpreter.get_input_details(), interpreter.get_output_details()
+
+
+def run(arrays):
+    for item, array in zip(takes, arrays):
+        interpreter.set_tensor(item["index"], array)
+    interpreter.invoke()
+    return [interpreter.get_tensor(item["index"]) for item in gives]
 """,
 }
 

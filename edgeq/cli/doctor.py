@@ -65,6 +65,7 @@ EXTRA_LIBRARIES = {
     "onnxscript": ("0.7.2", "ONNX Runtime targets need it", "onnx"),
     "onnxruntime": ("1.31.1", "ONNX Runtime targets need it", "onnx"),
     "openvino": ("2026.4.1", "OpenVINO targets need it", "openvino"),
+    "ai-edge-litert": ("2.3.0", "LiteRT targets need it", "litert"),
     "torchvision": ("0.29.2", "models named torchvision:NAME need it", "torchvision"),
     "scikit-learn": ("1.9.1", "it includes the data of the digits model", "digits"),
 }
@@ -79,6 +80,7 @@ _RUNTIME_NEEDS = {
     "torchscript": ("torch",),
     "onnx": ("torch", "torchao", "onnx", "onnxscript", "onnxruntime"),
     "openvino": ("torch", "torchao", "executorch", "onnx", "onnxscript", "openvino"),
+    "litert": ("torch", "torchao", "executorch", "ai-edge-litert"),
     "cuda": ("torch",),
 }
 

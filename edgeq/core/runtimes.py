@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-RuntimeName = Literal["executorch", "torchscript", "onnx", "openvino", "cuda"]
+RuntimeName = Literal["executorch", "torchscript", "onnx", "openvino", "litert", "cuda"]
 
 BackendName = Literal[
-    "xnnpack", "coreml", "qnnpack", "x86", "fbgemm", "ort", "qnn-htp", "openvino", "cuda", "cuda-torchscript"
+    "xnnpack", "coreml", "qnnpack", "x86", "fbgemm", "ort", "qnn-htp", "openvino", "litert", "cuda", "cuda-torchscript"
 ]
 
 BACKENDS: dict[RuntimeName, tuple[BackendName, ...]] = {
@@ -15,5 +15,6 @@ BACKENDS: dict[RuntimeName, tuple[BackendName, ...]] = {
     "torchscript": ("qnnpack", "x86", "fbgemm"),
     "onnx": ("ort", "qnn-htp"),
     "openvino": ("openvino",),
+    "litert": ("litert",),
     "cuda": ("cuda", "cuda-torchscript"),
 }

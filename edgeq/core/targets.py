@@ -187,6 +187,7 @@ def why_not_run(backend: str) -> str:
 _FIXED_SIZES = {
     "coreml": "no Core ML runtime runs here that could verify other sizes",
     NPU: "the NPU's compiler takes fixed sizes only",
+    "litert": "edgeq converts one size for each artifact there",
     "cuda": "edgeq compiles one size for each artifact there",
     "cuda-torchscript": "edgeq compiles one size for each artifact there",
 }

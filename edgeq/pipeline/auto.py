@@ -270,6 +270,7 @@ _INT8_RECURRENT = {
     "executorch": ("LSTM", "GRU"),
     "onnx": ("LSTM", "RNN"),
     "openvino": ("LSTM", "GRU", "RNN"),
+    "litert": ("LSTM", "GRU"),
 }
 
 

@@ -34,7 +34,7 @@ from edgeq.quantize.qparams import settle
 from edgeq.quantize.result import float_model, quantized_model
 from edgeq.quantize.reuse import Converted, convert_reusing
 from edgeq.quantize.shared_ranges import has_joins, unshare
-from edgeq.quantize.spec import UNSIGNED, QuantizeSpec, matched_names
+from edgeq.quantize.spec import CLAMPING, UNSIGNED, QuantizeSpec, matched_names
 from edgeq.quantize.weight_only import store_lookups
 
 _LAYERS = frozenset(f"{kind}{rank}d" for kind in ("conv", "conv_transpose") for rank in (1, 2, 3)) | {
@@ -150,7 +150,7 @@ def prepare(graph: Any, spec: QuantizeSpec) -> Any:
     is_float = _left_in_float(graph, spec)
     prepare_layers(graph, norms_in_float=is_float or (lambda _norm: False))
     leave_wide_softmax(graph)
-    if spec.backend == "xnnpack":
+    if spec.backend in CLAMPING:
         plain_clamps(graph)
     computed = {node for node in graph.graph.nodes if _is_layer(node) and node.args[1].op != "get_attr"}
     for node in coordinates(graph.graph) | computed:
@@ -181,7 +181,7 @@ def prepare(graph: Any, spec: QuantizeSpec) -> Any:
     }
     if spec.backend in UNSIGNED:
         observe_after_clamps(prepared, library().is_observer, _SMALLEST_SCALE)
-    elif spec.backend == "xnnpack":  # merges a clamp into a convolution or a linear layer, but not into a sum
+    elif spec.backend in CLAMPING:
         observe_after_clamps(prepared, library().is_observer, _SMALLEST_SCALE, _LAYERS)
     return prepared
 

@@ -17,6 +17,9 @@ from edgeq.core.schemes import ObserverName
 # has no int8 convolution for x86 whose activations are signed, and OpenVINO's are for unsigned ones.
 UNSIGNED = frozenset({"ort", "openvino"})
 
+# Backends whose convolutions and linear layers clamp their own results, which sums do not.
+CLAMPING = frozenset({"xnnpack", "litert"})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QatSpec:

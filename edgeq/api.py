@@ -430,8 +430,8 @@ def schemes(runtime: str | None = None) -> dict[str, str]:
     """Return the quantization schemes by name, each with a description of its method.
 
     Args:
-        runtime: "executorch", "torchscript", "onnx", "openvino", "litert" or "cuda"; None for all; each scheme is then described
-            for the first runtime that has it.
+        runtime: "executorch", "torchscript", "onnx", "openvino", "litert" or "cuda"; None for all; each scheme is then
+            described for the first runtime that has it.
 
     Raises:
         UsageError: an unknown runtime.

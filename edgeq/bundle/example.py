@@ -1,4 +1,4 @@
-"""`run_example.py` in bundles for ARM64 boards and OpenVINO: runs the artifact without edgeq and checks its outputs."""
+"""`run_example.py` in bundles for ARM64 boards, OpenVINO and LiteRT: runs the artifact alone and checks its outputs."""
 
 from __future__ import annotations
 
@@ -168,9 +168,10 @@ _FEEDING = """\
 def has_example(target: TargetProfile) -> bool:
     """Whether bundles of the target hold the script: boards have Python, phones have not.
 
-    OpenVINO's too, since its settings decide in which precision float layers are computed.
+    OpenVINO's too, since its settings decide in which precision float layers are computed, and LiteRT's, whose wheel
+    runs the same file on any host.
     """
-    is_board = (target.platform, target.arch) == ("linux", "arm64") or target.runtime == "openvino"
+    is_board = (target.platform, target.arch) == ("linux", "arm64") or target.runtime in ("openvino", "litert")
     return is_board and target.runtime in _LOADING
 
 

@@ -1,4 +1,4 @@
-"""LiteRT lowering: the graph as a program that LiteRT's converter reads in an environment of its own, then `.tflite`."""
+"""LiteRT lowering: the graph as a program that the converter reads in an environment of its own, then `.tflite`."""
 
 from __future__ import annotations
 
@@ -137,6 +137,10 @@ def _round_in_graph(module: Any, *, fold: bool) -> None:
                 rounded = module.graph.call_function(quantizes[node.target], (source, *node.args[1:]))
                 node.replace_input_with(node.args[0], rounded)
     module.graph.eliminate_dead_code()
+    read = {node.target for node in module.graph.nodes if node.op == "get_attr"}
+    for name in [name for name, _ in (*module.named_parameters(), *module.named_buffers()) if name not in read]:
+        owner, _, attribute = name.rpartition(".")
+        delattr(module.get_submodule(owner), attribute)
     module.recompile()
 
 

@@ -11,7 +11,7 @@ import sys
 
 import litert_torch
 import torch
-import torch.ao.quantization.fx._decomposed  # registers the operators  # noqa: F401
+import torch.ao.quantization.fx._decomposed  # registers the operators
 from litert_torch.quantize import pt2e_quantizer, quant_config
 
 

@@ -1,4 +1,4 @@
-"""A `.tflite` file as LiteRT's converter writes it, made into an artifact: float inputs and outputs, names, short types.
+"""A `.tflite` file of LiteRT's converter, made into an artifact: float inputs and outputs, names, short types.
 
 Read and written by the classes of the format's own schema, which come with ai-edge-litert.
 """
@@ -101,7 +101,7 @@ class Graph:
         return np.frombuffer(np.asarray(data, np.uint8).tobytes(), dtype_name(tensor.type)).reshape(shape)
 
     def put(self, tensor: Any, values: NDArray[Any], scales: NDArray[np.float32] | None, axis: int) -> None:
-        """Let a tensor hold int8 values with a scale for each place on an axis, or half ones; in a buffer of its own."""
+        """Let a tensor hold int8 values with a scale for each place on an axis, or half ones."""
         schema = _schema()
         buffer = schema.BufferT()
         buffer.data = np.frombuffer(np.ascontiguousarray(values).tobytes(), np.uint8)
@@ -252,7 +252,8 @@ def rename(model: Any, layers: Collection[str], inputs: Sequence[str], outputs: 
     Args:
         model: a ModelT.
         layers: names that the program's locations had, each followed by a semicolon.
-        inputs, outputs: of the model.
+        inputs: names of the model's.
+        outputs: likewise.
     """
     graph = Graph(model)
     named: dict[int, str] = {}
@@ -280,7 +281,7 @@ def rename(model: Any, layers: Collection[str], inputs: Sequence[str], outputs: 
 
 
 def strip(model: Any) -> None:
-    """Take out the converter's notes, except the oldest runtime that has the operators, and buffers that nothing reads."""
+    """Take out buffers that nothing reads, and the converter's notes except the oldest runtime with all operators."""
     kept = [entry for entry in model.metadata or () if _text(entry.name) == "min_runtime_version"]
     model.metadata, model.description = kept, "edgeq"
     parts = [*model.subgraphs[0].tensors, *kept]

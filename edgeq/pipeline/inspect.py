@@ -36,7 +36,8 @@ RUNTIMES = {
 _SHOWN = 20  # layers in a notebook
 
 _ACCEPTED = (
-    "give a bundle's folder (with a manifest.json), or a .pte, .ptl, .onnx, .ort, .tflite, OpenVINO .xml or TorchScript .pt file"
+    "give a bundle's folder (with a manifest.json), or a .pte, .ptl, .onnx, .ort, .tflite, OpenVINO .xml or "
+    "TorchScript .pt file"
 )
 
 

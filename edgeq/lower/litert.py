@@ -18,7 +18,10 @@ from edgeq.lower.layers import MATRIX_OPS, MODULE_KEY
 from edgeq.lower.litert_environment import convert, ensure_converter
 from edgeq.lower.spec import LowerSpec
 
-_LAYERS = frozenset({"convolution", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", *MATRIX_OPS})
+_LAYERS = frozenset(
+    {"convolution", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", *MATRIX_OPS}
+    | {"lstm", "gru", "rnn_tanh", "rnn_relu"}  # the converter makes matrix products of their steps
+)
 
 # by scheme: how float weights that were rounded are stored, and whether linear layers read int8 ones themselves
 _STORED: dict[str, tuple[tflite.Shorten, bool]] = {

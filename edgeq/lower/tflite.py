@@ -54,9 +54,14 @@ def dtype_name(tensor_type: int) -> str:
     return _names("TensorType")[tensor_type].lower()
 
 
+def load(path: Path) -> Any:
+    """Return a file as a ModelT of the schema."""
+    return _schema().ModelT.InitFromPackedBuf(path.read_bytes(), 0)
+
+
 def load_converted(path: Path) -> Any:
-    """Return a file as a ModelT of the schema, with the ends of its graph in the order of its signature's numbers."""
-    model = _schema().ModelT.InitFromPackedBuf(path.read_bytes(), 0)
+    """Return a file of the converter's as a ModelT, with its inputs and outputs in the order of the program's."""
+    model = load(path)
     (graph,), (signature,) = model.subgraphs, model.signatureDefs
     for entries in (signature.inputs, signature.outputs):  # named args_0, args_1, …, output_0, …
         entries.sort(key=lambda entry: int(_text(entry.name).rpartition("_")[2]))

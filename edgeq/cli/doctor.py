@@ -27,6 +27,7 @@ from edgeq.core.units import format_bytes
 if TYPE_CHECKING:
     import edgeq.config.resolve
     import edgeq.core.system
+    import edgeq.lower.litert_environment
     import edgeq.pipeline.pairs
     import edgeq.report.text
     from edgeq.pipeline.pairs import Pairs
@@ -89,6 +90,8 @@ _BACKEND_NEEDS = {"coreml": "coremltools"}  # executorch brings it, on Linux x86
 _EXTRAS_OF_BACKENDS = {"qnn-htp": ("onnxruntime-qnn", "qnn")}  # x86_64 Linux with glibc 2.35, and Windows
 
 _NO_GPU = "no NVIDIA driver: emulated on the CPU, not timed, no AOTInductor package"
+
+_NO_CONVERTER = "the first run installs its converter into edgeq's cache: 3 GB to download, 6.3 GB on disk"
 
 _ENGINES_OF_X86 = frozenset({"x86", "fbgemm"})
 
@@ -314,6 +317,8 @@ def _target(target: str, runtime: str, backend: str, present: set[str]) -> Findi
     if runtime == "cuda" and not remark and not edgeq.core.system.driver_state():
         # what is made here is whole, but neither timed nor compiled
         return Finding(kind="target", name=target, ok=True, needed=False, found="ready", remark=_NO_GPU)
+    if runtime == "litert" and not remark and not edgeq.lower.litert_environment.is_ready():
+        return Finding(kind="target", name=target, ok=True, needed=False, found="ready", remark=_NO_CONVERTER)
     found = None if remark else "ready"
     # one target that cannot be built here does not stop the others
     return Finding(kind="target", name=target, ok=not remark, needed=False, found=found, remark=remark, fix=fix)

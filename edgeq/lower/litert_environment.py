@@ -25,7 +25,7 @@ REQUIREMENTS = Path(__file__).with_name("litert-requirements.txt")
 SCRIPT = Path(__file__).with_name("litert_convert.py")
 
 # the wheels that pip downloads on Linux x86_64, and what they take once installed: most of it is torch's CUDA libraries
-_DOWNLOAD_GB, INSTALLED_GB = 3, 6.3
+_DOWNLOAD_GB, _INSTALLED_GB = 3, 6.3
 
 _LOCK_S = 3600.0
 
@@ -92,7 +92,7 @@ def _install(python: Path) -> None:
         lines = [line.removeprefix("ERROR: ") for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
         why = (lines or done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1][:300]
         what = f"LiteRT's converter could not be installed: {why}"
-        raise EnvironmentProblem(what, f"check the network, pip's index and that {INSTALLED_GB} GB are free; run again")
+        raise EnvironmentProblem(what, f"check the network, pip's index and that {_INSTALLED_GB} GB are free; run again")
 
 
 def convert(source: Path, target: Path, *, static: bool, progress: Progress) -> None:

@@ -2,7 +2,7 @@
 
     python litert_convert.py SOURCE.pt2 TARGET.tflite [static]
 
-`static` makes integer operators of quantize_decomposed's operators, which the program then has to have.
+`static` makes integer operators of the rounding in the program, by the operators of quantized_decomposed.
 """
 
 from __future__ import annotations

@@ -92,7 +92,8 @@ def _install(python: Path) -> None:
         lines = [line.removeprefix("ERROR: ") for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
         why = (lines or done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1][:300]
         what = f"LiteRT's converter could not be installed: {why}"
-        raise EnvironmentProblem(what, f"check the network, pip's index and that {_INSTALLED_GB} GB are free; run again")
+        fix = f"check the network, pip's index and that {_INSTALLED_GB} GB are free, then run again"
+        raise EnvironmentProblem(what, fix)
 
 
 def convert(source: Path, target: Path, *, static: bool, progress: Progress) -> None:
@@ -101,7 +102,7 @@ def convert(source: Path, target: Path, *, static: bool, progress: Progress) -> 
     Args:
         source: the program, as torch.export.save wrote it.
         target: the file to write.
-        static: whether it has quantize_decomposed's operators, of which integer operators are made.
+        static: whether integer operators are made of the program's rounding.
         progress: shows that the environment is made.
 
     Raises:

@@ -323,7 +323,7 @@ def operators_of(model: Any) -> tuple[str, ...]:
 
 
 def elements_of(model: Any) -> tuple[tuple[str, int], ...]:
-    """Return how many elements of each dtype the file holds as constants; masks of infinities are no weights."""
+    """Return how many elements of each dtype the file holds as constants; masks of infinities are left out."""
     graph = Graph(model)
     tally: Counter[str] = Counter()
     for buffer in {tensor.buffer: index for index, tensor in enumerate(graph.tensors)}.values():

@@ -183,7 +183,8 @@ def give_float_ends(model: Any, dtypes: Sequence[str]) -> None:
 # --- Weights that were rounded to what a shorter type holds, stored in that type.
 
 
-Shorten = Callable[[NDArray[Any]], tuple[NDArray[Any], NDArray[np.float32] | None, int] | None]
+# evaluated at import, when NumPy may be missing
+Shorten = Callable[[NDArray[Any]], "tuple[NDArray[Any], NDArray[np.float32] | None, int] | None"]
 
 
 def in_half(values: NDArray[Any]) -> tuple[NDArray[Any], None, int] | None:

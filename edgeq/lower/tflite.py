@@ -56,7 +56,13 @@ def dtype_name(tensor_type: int) -> str:
 
 def load(path: Path) -> Any:
     """Return a file as a ModelT of the schema."""
-    return _schema().ModelT.InitFromPackedBuf(path.read_bytes(), 0)
+    content = path.read_bytes()
+    model = _schema().ModelT.InitFromPackedBuf(content, 0)
+    for buffer in model.buffers:
+        if buffer.offset > 1:  # it lies behind the tables
+            buffer.data = np.frombuffer(content, np.uint8, buffer.size, buffer.offset)
+            buffer.offset = buffer.size = 0
+    return model
 
 
 def load_converted(path: Path) -> Any:

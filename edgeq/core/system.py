@@ -35,7 +35,7 @@ def package_folder() -> Path:
 
 _TOOLS = (
     *("torch", "torchvision", "torchao", "executorch", "numpy", "pillow", "safetensors", "scikit-learn"),
-    *("onnx", "onnxscript", "onnxruntime", "openvino", "ai-edge-litert"),
+    *("onnx", "onnxscript", "onnxruntime", "openvino"),
 )
 
 

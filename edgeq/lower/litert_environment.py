@@ -7,6 +7,7 @@ installed beside edgeq. `litert-requirements.txt` pins all that it needs by hash
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import platform
 import re
 import shutil
@@ -47,6 +48,14 @@ def converter_folder() -> Path:
 def _digest() -> str:
     facts = [sha256_file(REQUIREMENTS), *sys.version_info[:2], sys.base_prefix, platform.machine(), sys.platform]
     return sha256_bytes(canonical_json(facts))
+
+
+def converter_tools(runtime: str) -> dict[str, str]:
+    """Return names and versions of what converts and runs LiteRT's artifacts; empty for other runtimes."""
+    if runtime != "litert":
+        return {}
+    pinned = re.findall(r"^(litert-torch)==(\S+)", REQUIREMENTS.read_text(), re.MULTILINE)
+    return dict(pinned) | {"ai-edge-litert": importlib.metadata.version("ai-edge-litert")}
 
 
 def is_ready() -> bool:

@@ -6,6 +6,7 @@ Read and written by the classes of the format's own schema, which come with ai-e
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 
 from edgeq.core.arrays import NDArray, np
 from edgeq.core.results.model import Layer
-from edgeq.core.schemes import INT8_STEPS
+from edgeq.core.schemes import INT8_STEPS, SMALLEST_SCALE
 
 # what multiplies matrices; which of its inputs is the weight
 PRODUCTS = {
@@ -207,10 +208,10 @@ def in_int8(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.float32], in
     """
     if not np.isfinite(values).all():  # a mask of attention, which is no weight
         return None
-    for axis in (0, values.ndim - 1):
+    for least, axis in itertools.product((np.finfo(np.float32).tiny, SMALLEST_SCALE), (0, values.ndim - 1)):
         others = tuple(other for other in range(values.ndim) if other != axis)
         largest = np.abs(values).max(axis=others, keepdims=True)
-        scale = (np.maximum(largest, np.finfo(np.float32).tiny) / INT8_STEPS).astype(np.float32)
+        scale = np.maximum(largest / INT8_STEPS, least).astype(np.float32)
         steps = values / scale
         whole = np.rint(steps)
         if np.abs(steps - whole).max() <= _ROUNDING_STEPS:

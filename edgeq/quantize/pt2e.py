@@ -11,6 +11,7 @@ from typing import Any
 
 from edgeq.core.errors import UnsupportedError, first_line
 from edgeq.core.results.model import BEFORE_LOGARITHM, COMPUTED, RECURRENT, TRANSPOSED, QuantizedModel, Tuning
+from edgeq.core.schemes import SMALLEST_SCALE
 from edgeq.core.system import replaced
 from edgeq.quantize.before_logs import IN_FLOAT_BY_PLAN, leave_lost_fronts_in_float, multiplies
 from edgeq.quantize.calibrate import activation_observer, calibrate, observed
@@ -43,8 +44,6 @@ _LAYERS = frozenset(f"{kind}{rank}d" for kind in ("conv", "conv_transpose") for 
 }
 
 _NORM_PATTERNS: dict[Any, Any] = {}  # by what distinguishes them, their exported graphs
-
-_SMALLEST_SCALE = 2**-12  # of the XNNPACK quantizer's own configuration
 
 
 def fp32(spec: QuantizeSpec) -> QuantizedModel:
@@ -180,9 +179,9 @@ def prepare(graph: Any, spec: QuantizeSpec) -> Any:
         ],
     }
     if spec.backend in UNSIGNED:
-        observe_after_clamps(prepared, library().is_observer, _SMALLEST_SCALE)
+        observe_after_clamps(prepared, library().is_observer, SMALLEST_SCALE)
     elif spec.backend in CLAMPING:
-        observe_after_clamps(prepared, library().is_observer, _SMALLEST_SCALE, _LAYERS)
+        observe_after_clamps(prepared, library().is_observer, SMALLEST_SCALE, _LAYERS)
     return prepared
 
 
@@ -361,7 +360,7 @@ def _quantizer(spec: QuantizeSpec, is_float: Callable[[Any], bool] | None) -> An
     chosen = activation_observer(spec.observer, HistogramObserver, MinMaxObserver)
     activation = {
         name: dataclasses.replace(
-            getattr(config, name), observer_or_fake_quant_ctr=chosen.with_args(eps=_SMALLEST_SCALE), **_activation(spec)
+            getattr(config, name), observer_or_fake_quant_ctr=chosen.with_args(eps=SMALLEST_SCALE), **_activation(spec)
         )
         for name in ("input_activation", "output_activation")
     }

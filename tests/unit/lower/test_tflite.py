@@ -95,6 +95,10 @@ def test_weights_that_were_not_rounded_stay_as_they_are():
     assert np.array_equal(by_column[0], steps.T)
     assert (by_row[2], by_column[2]) == (0, 1)
     assert np.allclose(by_row[1], scales[:, 0])
+    steps[0] = [5, 3, -2, 1, 0, 4]  # smaller weights than the quantizer has a scale for
+    whole, scale, _ = tflite.in_int8((steps * 2**-12).astype(np.float32))
+    assert np.array_equal(whole, steps)
+    assert np.array_equal(scale, np.full(4, 2**-12, np.float32))
     assert tflite.in_int8(np.array([[0, -np.inf], [0, 0]], np.float32)) is None
     half = values.astype(np.float16).astype(np.float32)
     assert np.array_equal(tflite.in_half(half)[0], half)

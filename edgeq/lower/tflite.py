@@ -208,7 +208,8 @@ def in_int8(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.float32], in
     """
     if not np.isfinite(values).all():  # a mask of attention, which is no weight
         return None
-    for least, axis in itertools.product((np.finfo(np.float32).tiny, SMALLEST_SCALE), (0, values.ndim - 1)):
+    leasts = (float(np.finfo(np.float32).tiny), SMALLEST_SCALE)
+    for least, axis in itertools.product(leasts, (0, values.ndim - 1)):
         others = tuple(other for other in range(values.ndim) if other != axis)
         largest = np.abs(values).max(axis=others, keepdims=True)
         scale = np.maximum(largest / INT8_STEPS, least).astype(np.float32)

@@ -72,7 +72,7 @@ _PLACES = {
 
 
 # packages that the commands reach by name, so that they are imported when a command runs
-_ROOMS = frozenset({"bundle", "check", "config", "core", "deliver", "pipeline", "report"})
+_ROOMS = frozenset({"bundle", "check", "config", "core", "deliver", "lower", "pipeline", "report"})
 
 
 def __getattr__(name: str) -> Any:

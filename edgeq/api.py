@@ -305,7 +305,7 @@ def inspect(
     """Describe a bundle or a bare artifact, as `edgeq inspect` does.
 
     Args:
-        path: a bundle, or a .pte, .ptl, .onnx, .ort, OpenVINO's .xml or TorchScript .pt file.
+        path: a bundle, or a .pte, .ptl, .onnx, .ort, .tflite, OpenVINO's .xml or TorchScript .pt file.
         trust_source: as for `verify`.
         progress: as for `package`.
 
@@ -430,8 +430,8 @@ def schemes(runtime: str | None = None) -> dict[str, str]:
     """Return the quantization schemes by name, each with a description of its method.
 
     Args:
-        runtime: "executorch", "torchscript", "onnx", "openvino" or "cuda"; None for all; each scheme is then described
-            for the first runtime that has it.
+        runtime: "executorch", "torchscript", "onnx", "openvino", "litert" or "cuda"; None for all; each scheme is then
+            described for the first runtime that has it.
 
     Raises:
         UsageError: an unknown runtime.

@@ -1,4 +1,4 @@
-"""`run_example.py` in bundles for ARM64 boards and OpenVINO: runs the artifact without edgeq and checks its outputs."""
+"""`run_example.py` in bundles for ARM64 boards, OpenVINO and LiteRT: runs the artifact alone and checks its outputs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from edgeq.core.targets import TargetProfile
 EXAMPLE_NAME = "run_example.py"
 
 # what pip installs, by runtime
-_PACKAGES = {"executorch": "executorch torch", "torchscript": "torch", "onnx": "onnxruntime", "openvino": "openvino"}
+_PACKAGES = {
+    "executorch": "executorch torch",
+    "torchscript": "torch",
+    "onnx": "onnxruntime",
+    "openvino": "openvino",
+    "litert": "ai-edge-litert",
+}
 
 # the code that defines `run`, by runtime
 _LOADING = {
@@ -64,6 +70,20 @@ request = core.compile_model(core.read_model(here / "{artifact}"), "CPU", settin
 def run(arrays):
     request.infer(dict(enumerate(arrays)))
     return [tensor.data.copy() for tensor in request.output_tensors]
+""",
+    "litert": """\
+from ai_edge_litert.interpreter import Interpreter
+
+interpreter = Interpreter(str(here / "{artifact}"), num_threads={threads})
+interpreter.allocate_tensors()
+takes, gives = interpreter.get_input_details(), interpreter.get_output_details()
+
+
+def run(arrays):
+    for item, array in zip(takes, arrays):
+        interpreter.set_tensor(item["index"], array)
+    interpreter.invoke()
+    return [interpreter.get_tensor(item["index"]) for item in gives]
 """,
 }
 
@@ -149,9 +169,10 @@ _FEEDING = """\
 def has_example(target: TargetProfile) -> bool:
     """Whether bundles of the target hold the script: boards have Python, phones have not.
 
-    OpenVINO's too, since its settings decide in which precision float layers are computed.
+    OpenVINO's too, since its settings decide in which precision float layers are computed, and LiteRT's, whose wheel
+    runs the same file on any host.
     """
-    is_board = (target.platform, target.arch) == ("linux", "arm64") or target.runtime == "openvino"
+    is_board = (target.platform, target.arch) == ("linux", "arm64") or target.runtime in ("openvino", "litert")
     # the wheel's runtime has no Ethos-U
     return is_board and target.runtime in _LOADING and target.backend not in ETHOS_U
 

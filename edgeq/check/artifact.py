@@ -78,14 +78,14 @@ def with_reuse(gate: Gate, scheme: str, reuse: Reuse | None) -> Gate:
 
 
 def equivalence_gates(lowered: LoweredModel, scheme: str, parity: Parity | None) -> tuple[Gate, ...]:
-    """Compare a float file that was made by way of ONNX with PyTorch, by the mean difference (exit code 7).
+    """Compare a float file that another exporter made, ONNX's or LiteRT's, with PyTorch (exit code 7).
 
-    It is relative to the mean magnitude.
+    By the mean difference, relative to the mean magnitude.
 
     The exporter translates the model operator by operator and folds constants. The ratio used for parity is dominated
     by the largest outputs and would miss an error in a small one.
     """
-    if lowered.runtime not in ("onnx", "openvino") or scheme != "fp32":
+    if lowered.runtime not in ("onnx", "openvino", "litert") or scheme != "fp32":
         return ()
     limit = f"<= {MAX_RELATIVE_FP32:.0e} of the mean magnitude"
     if parity is None or parity.mean_abs is None or not parity.mean_magnitude:

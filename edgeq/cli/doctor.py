@@ -28,6 +28,7 @@ from edgeq.core.units import format_bytes
 if TYPE_CHECKING:
     import edgeq.config.resolve
     import edgeq.core.system
+    import edgeq.lower.litert_environment
     import edgeq.pipeline.pairs
     import edgeq.report.text
     from edgeq.pipeline.pairs import Pairs
@@ -66,6 +67,7 @@ EXTRA_LIBRARIES = {
     "onnxscript": ("0.7.2", "ONNX Runtime targets need it", "onnx"),
     "onnxruntime": ("1.31.1", "ONNX Runtime targets need it", "onnx"),
     "openvino": ("2026.4.1", "OpenVINO targets need it", "openvino"),
+    "ai-edge-litert": ("2.3.0", "LiteRT targets need it", "litert"),
     "torchvision": ("0.29.2", "models named torchvision:NAME need it", "torchvision"),
     "scikit-learn": ("1.9.1", "it includes the data of the digits model", "digits"),
 }
@@ -80,6 +82,7 @@ _RUNTIME_NEEDS = {
     "torchscript": ("torch",),
     "onnx": ("torch", "torchao", "onnx", "onnxscript", "onnxruntime"),
     "openvino": ("torch", "torchao", "executorch", "onnx", "onnxscript", "openvino"),
+    "litert": ("torch", "torchao", "executorch", "ai-edge-litert"),
     "cuda": ("torch",),
 }
 
@@ -93,6 +96,8 @@ _EXTRAS_OF_BACKENDS = {
 }
 
 _NO_GPU = "no NVIDIA driver: emulated on the CPU, not timed, no AOTInductor package"
+
+_NO_CONVERTER = "the first run installs its converter into edgeq's cache: 3 GB to download, 6.3 GB on disk"
 
 _ENGINES_OF_X86 = frozenset({"x86", "fbgemm"})
 
@@ -318,6 +323,8 @@ def _target(target: str, runtime: str, backend: str, present: set[str]) -> Findi
     if runtime == "cuda" and not remark and not edgeq.core.system.driver_state():
         # what is made here is whole, but neither timed nor compiled
         return Finding(kind="target", name=target, ok=True, needed=False, found="ready", remark=_NO_GPU)
+    if runtime == "litert" and not remark and not edgeq.lower.litert_environment.is_ready():
+        return Finding(kind="target", name=target, ok=True, needed=False, found="ready", remark=_NO_CONVERTER)
     found = None if remark else "ready"
     # one target that cannot be built here does not stop the others
     return Finding(kind="target", name=target, ok=not remark, needed=False, found=found, remark=remark, fix=fix)

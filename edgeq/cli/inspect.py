@@ -41,7 +41,7 @@ def inspect(
         Path,
         typer.Argument(
             metavar="ARTIFACT_OR_BUNDLE",
-            help="A bundle's folder, or a .pte, .ptl, .onnx, .ort, OpenVINO's .xml or TorchScript .pt file.",
+            help="A bundle's folder, or a .pte, .ptl, .onnx, .ort, .tflite, OpenVINO's .xml or TorchScript .pt file.",
         ),
     ],
     layers: Annotated[

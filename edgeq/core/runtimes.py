@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-RuntimeName = Literal["executorch", "torchscript", "onnx", "openvino", "cuda"]
+RuntimeName = Literal["executorch", "torchscript", "onnx", "openvino", "litert", "cuda"]
 
 BackendName = Literal[
     "xnnpack",
@@ -18,6 +18,7 @@ BackendName = Literal[
     "ort",
     "qnn-htp",
     "openvino",
+    "litert",
     "cuda",
     "cuda-torchscript",
 ]
@@ -30,6 +31,7 @@ BACKENDS: dict[RuntimeName, tuple[BackendName, ...]] = {
     "torchscript": ("qnnpack", "x86", "fbgemm"),
     "onnx": ("ort", "qnn-htp"),
     "openvino": ("openvino",),
+    "litert": ("litert",),
     "cuda": ("cuda", "cuda-torchscript"),
 }
 
@@ -39,6 +41,7 @@ INT8_RECURRENT: dict[str, tuple[str, ...]] = {
     "executorch": ("LSTM", "GRU", "RNN"),
     "onnx": ("LSTM", "RNN"),
     "openvino": ("LSTM", "GRU", "RNN"),
+    "litert": ("LSTM", "GRU"),
 }
 
 

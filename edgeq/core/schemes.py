@@ -181,6 +181,8 @@ def arithmetic(scheme: str, backend: str) -> str:
 
 INT8_STEPS = 127  # that weights in int8 have to each side of zero
 
+SMALLEST_SCALE = 2**-12  # of the XNNPACK quantizer's own configuration: a row of smaller weights has fewer steps
+
 # float32 kernels that sum in another order stay above 100 dB; 60 dB is a difference of a thousandth. Half has 11 bits,
 # bfloat16 has 8, and an artifact may sum in them where its graph sums in float32
 MIN_SQNR_DB_FLOAT: dict[str, float] = {

@@ -37,6 +37,7 @@ _FORMATS = {
     ".onnx": ("ONNX file", "torch.onnx.export"),
     ".ort": ("ORT file", "onnxruntime.tools.convert_onnx_models_to_ort"),
     ".xml": ("OpenVINO model", "openvino.serialize"),
+    ".tflite": ("LiteRT model", "litert_torch.convert"),
     ".pt2": ("exported program", "torch.export.save"),
 }
 

@@ -267,6 +267,7 @@ EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "torchscript": ("torchscript", ("torch",)),
     "onnx": ("onnx", ("torch", "torchao", "onnx", "onnxscript", "onnxruntime")),
     "openvino": ("openvino", ("torch", "torchao", "executorch", "onnx", "onnxscript", "openvino")),
+    "litert": ("litert", ("torch", "torchao", "executorch", "ai_edge_litert")),
     "cuda": ("cuda", ("torch",)),
     "qnn-htp": ("qnn", ("onnxruntime_qnn",)),
     **dict.fromkeys(ETHOS_U, ("ethos-u", ("ethosu", "serializer", "tosa_reference_model", "ml_dtypes"))),
@@ -314,8 +315,8 @@ def missing_module(text: str) -> EnvironmentProblem | None:
     if found[1] in _OF_RUNTIMES:
         what = f"{found[1]} is not installed here, and packaging a model or running an artifact needs it"
         such = f"such as {install_command('executorch')}"
-        fix = f"install the extra of a runtime (executorch, torchscript, onnx, openvino, cuda), {such}; inspect, diff, "
-        return EnvironmentProblem(what, fix + "report, install and ota work without it")
+        fix = f"install the extra of a runtime (executorch, torchscript, onnx, openvino, litert, cuda), {such}; "
+        return EnvironmentProblem(what, fix + "inspect, diff, report, install and ota work without it")
     for need, (extra, modules) in EXTRAS.items():
         if found[1] in modules:
             return EnvironmentProblem(_lacking(need, [found[1]]), install_command(extra))

@@ -225,6 +225,7 @@ _FIXED_SIZES: dict[str, str] = {
     "coreml": "no Core ML runtime runs here that could verify other sizes",
     "vulkan": "no Vulkan runtime runs here that could verify other sizes",
     NPU: "the NPU's compiler takes fixed sizes only",
+    "litert": "edgeq converts one size for each artifact there",
     "cuda": "edgeq compiles one size for each artifact there",
     "cuda-torchscript": "edgeq compiles one size for each artifact there",
     **dict.fromkeys(ETHOS_U, "vela compiles fixed sizes only"),

@@ -15,7 +15,7 @@ from edgeq.deliver.gradle import LIBRARIES, GradleModule
 ABIS = {"arm64": "arm64-v8a", "x86_64": "x86_64"}
 
 # part of the name of each runtime's native library
-_NATIVE = {"executorch": "executorch", "torchscript": "pytorch_jni", "onnx": "onnxruntime"}
+_NATIVE = {"executorch": "executorch", "torchscript": "pytorch_jni", "onnx": "onnxruntime", "litert": "litert_jni"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +122,7 @@ _FOUND_BY_NAME: Mapping[str, tuple[str, ...]] = {
     "executorch": ("org.pytorch.executorch", "com.facebook.jni"),
     "torchscript": ("org.pytorch", "com.facebook.jni"),
     "onnx": ("ai.onnxruntime",),
+    "litert": ("com.google.ai.edge.litert",),
 }
 
 

@@ -37,6 +37,7 @@ LIBRARIES: Mapping[str, tuple[str, ...]] = {
     ),
     "torchscript": ("org.pytorch:pytorch_android_lite",),
     "onnx": ("com.microsoft.onnxruntime:onnxruntime-android", "com.microsoft.onnxruntime:onnxruntime-mobile"),
+    "litert": ("com.google.ai.edge.litert:litert",),
 }
 
 _DEPTH = 3  # folders below the root in which a module may be, where the settings compute their includes

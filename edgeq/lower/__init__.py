@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from edgeq.core.results.model import LoweredModel, QuantizedModel
-from edgeq.lower import cuda, executorch, onnx, openvino, torchscript
+from edgeq.lower import cuda, executorch, litert, onnx, openvino, torchscript
 from edgeq.lower.spec import LowerSpec
 
 LOWERINGS: dict[str, Callable[[QuantizedModel, LowerSpec], LoweredModel]] = {
     "cuda": cuda.lower,
     "executorch": executorch.lower,
+    "litert": litert.lower,
     "onnx": onnx.lower,
     "openvino": openvino.lower,
     "torchscript": torchscript.lower,

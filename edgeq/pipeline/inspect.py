@@ -30,12 +30,14 @@ RUNTIMES = {
     ".onnx": "onnx",
     ".ort": "onnx",
     ".xml": "openvino",
+    ".tflite": "litert",
 }
 
 _SHOWN = 20  # layers in a notebook
 
 _ACCEPTED = (
-    "give a bundle's folder (with a manifest.json), or a .pte, .ptl, .onnx, .ort, OpenVINO .xml or TorchScript .pt file"
+    "give a bundle's folder (with a manifest.json), or a .pte, .ptl, .onnx, .ort, .tflite, OpenVINO .xml or "
+    "TorchScript .pt file"
 )
 
 

@@ -27,7 +27,7 @@ from edgeq.core.files import canonical_json, sha256_bytes, sha256_file
 # what computes, writes or shows a result; with all that these require
 _ROOTS = (
     *("torch", "torchvision", "torchao", "executorch", "numpy", "pillow", "safetensors", "pydantic", "backports.zstd"),
-    *("bsdiff4", "jinja2", "pygal", "scikit-learn", "onnx", "onnxscript", "onnxruntime", "openvino"),
+    *("bsdiff4", "jinja2", "pygal", "scikit-learn", "onnx", "onnxscript", "onnxruntime", "openvino", "ai-edge-litert"),
     *("ethos-u-vela", "tosa-tools"),
 )
 

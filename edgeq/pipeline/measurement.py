@@ -263,6 +263,7 @@ RUNTIME_PACKAGES = {
     "torchscript": "torch",
     "onnx": "onnxruntime",
     "openvino": "openvino",
+    "litert": "ai-edge-litert",
     "cuda": "torch",
 }
 

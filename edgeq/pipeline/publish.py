@@ -41,6 +41,7 @@ from edgeq.core.system import tool_versions
 from edgeq.core.targets import TargetProfile
 from edgeq.lower.devtools import bundled_program
 from edgeq.lower.executorch import delegate_tools
+from edgeq.lower.litert_environment import converter_tools
 from edgeq.pipeline.plan import BuildUnit, Plan
 from edgeq.pipeline.reports import write_bundle_page
 
@@ -135,7 +136,8 @@ def write_result(
     known = {} if deflated is None else deflated
     emulation = artifact.verified.emulation
     name, _, version = emulation.emulator.partition(" ") if emulation and emulation.runs else ("", "", "")
-    tools = tool_versions() | delegate_tools(target.backend) | ({name.lower(): version} if version else {})
+    tools = tool_versions() | delegate_tools(target.backend) | converter_tools(target.runtime)
+    tools |= {name.lower(): version} if version else {}
 
     def write(judged_bytes: int) -> tuple[CheckReport, str, int]:
         checked = check(artifact, inputs, target, scheme, job.gates, download_bytes=judged_bytes)

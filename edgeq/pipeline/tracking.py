@@ -109,13 +109,13 @@ _TRACKED_PACKAGES = frozenset(
 _NATIVE_READERS = frozenset(
     {
         *("onnxruntime", "onnx", "openvino", "executorch", "coremltools", "tokenizers", "sentencepiece", "tiktoken"),
-        *("pytorch_tokenizers", "hf_xet", "ethosu", "tosa_serializer", "tosa_reference_model"),
+        *("pytorch_tokenizers", "hf_xet", "ai_edge_litert", "ethosu", "tosa_serializer", "tosa_reference_model"),
     }
 )
 
 # names in both groups that open a file by its path in native code
 _NATIVE_READER_NAMES = re.compile(
-    rb"\b(?:onnxruntime|openvino|executorch|coremltools|tokenizers|sentencepiece|tiktoken|infer_shapes_path|check_model"
+    rb"\b(?:onnxruntime|openvino|ai_edge_litert|executorch|coremltools|tokenizers|sentencepiece|tiktoken|infer_shapes_path|check_model"
     rb"|_load_for_lite_interpreter|aoti_load_package|AOTIModelPackageLoader|VideoReader|read_video"
     rb"|aten\.from_file|debugprims|gdbm|dbm)\b|(?i:\battach\s+(?:database\s+)?['\"?:{])"
 )
@@ -123,7 +123,7 @@ _NATIVE_READER_NAMES = re.compile(
 # modules of the standard library that do
 _NATIVE_READER_PARTS = frozenset({"_gdbm", "_dbm"})
 
-_NATIVE_READER_MODULES = frozenset({"onnxruntime", "openvino", "executorch", "coremltools"})
+_NATIVE_READER_MODULES = frozenset({"onnxruntime", "openvino", "ai_edge_litert", "executorch", "coremltools"})
 
 # they differ from run to run and affect nothing; torch sets the last ones itself
 _VOLATILE = frozenset(

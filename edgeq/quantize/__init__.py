@@ -116,6 +116,26 @@ METHODS: dict[tuple[str, str], Method] = {
         function="edgeq.quantize.rounded:weight_only_int8",
         description="weights stored in int8, arithmetic in float32",
     ),
+    ("litert", "fp32"): Method(
+        function="edgeq.quantize.pt2e:fp32",
+        description="weights and arithmetic in float32",
+    ),
+    ("litert", "fp16"): Method(
+        function="edgeq.quantize.rounded:fp16",
+        description="weights stored in half precision, arithmetic in float32",
+    ),
+    ("litert", "static-int8"): Method(
+        function="edgeq.quantize.pt2e:static_int8",
+        description="PT2E, written as integer operators",
+    ),
+    ("litert", "dynamic-int8"): Method(
+        function="edgeq.quantize.pt2e:dynamic_int8",
+        description="PT2E, linear layers with int8 weights, activations quantized at run time",
+    ),
+    ("litert", "weight-only-int8"): Method(
+        function="edgeq.quantize.rounded:weight_only_int8",
+        description="weights stored in int8, arithmetic in float32",
+    ),
     ("executorch", "mixed-int8"): Method(
         function="edgeq.quantize.mixed:pt2e_mixed",
         description="PT2E, the XNNPACK quantizer, some layers in float",

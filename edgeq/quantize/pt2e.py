@@ -20,6 +20,7 @@ from edgeq.core.results.model import (
     Tuning,
 )
 from edgeq.core.runtimes import ETHOS_U, has_int8_recurrent
+from edgeq.core.schemes import SMALLEST_SCALE
 from edgeq.core.system import replaced
 from edgeq.quantize import ethos
 from edgeq.quantize.before_logs import IN_FLOAT_BY_PLAN, leave_lost_fronts_in_float, multiplies
@@ -44,7 +45,7 @@ from edgeq.quantize.qparams import settle
 from edgeq.quantize.result import float_model, quantized_model
 from edgeq.quantize.reuse import Converted, convert_reusing
 from edgeq.quantize.shared_ranges import has_joins, unshare
-from edgeq.quantize.spec import UNSIGNED, QuantizeSpec, matched_names
+from edgeq.quantize.spec import CLAMPING, UNSIGNED, QuantizeSpec, matched_names
 from edgeq.quantize.weight_only import store_lookups
 
 _LAYERS = frozenset(f"{kind}{rank}d" for kind in ("conv", "conv_transpose") for rank in (1, 2, 3)) | {
@@ -60,8 +61,6 @@ _RECURRENT = {
     "aten.rnn_tanh.input": "RNN",
     "aten.rnn_relu.input": "RNN",
 }
-
-_SMALLEST_SCALE = 2**-12  # of the XNNPACK quantizer's own configuration
 
 
 def fp32(spec: QuantizeSpec) -> QuantizedModel:
@@ -185,7 +184,7 @@ def prepare(graph: Any, spec: QuantizeSpec, *, scheme: str = "static-int8") -> A
     is_float = _left_in_float(graph, spec)
     prepare_layers(graph, norms_in_float=is_float or (lambda _norm: False))
     leave_wide_softmax(graph)
-    if spec.backend == "xnnpack":
+    if spec.backend in CLAMPING:
         plain_clamps(graph)
     computed = {node for node in graph.graph.nodes if _is_layer(node) and node.args[1].op != "get_attr"}
     for node in coordinates(graph.graph) | computed:
@@ -218,9 +217,9 @@ def prepare(graph: Any, spec: QuantizeSpec, *, scheme: str = "static-int8") -> A
         ],
     }
     if spec.backend in UNSIGNED:
-        observe_after_clamps(prepared, library().is_observer, _SMALLEST_SCALE)
-    elif spec.backend == "xnnpack":  # merges a clamp into a convolution or a linear layer, but not into a sum
-        observe_after_clamps(prepared, library().is_observer, _SMALLEST_SCALE, _LAYERS)
+        observe_after_clamps(prepared, library().is_observer, SMALLEST_SCALE)
+    elif spec.backend in CLAMPING:
+        observe_after_clamps(prepared, library().is_observer, SMALLEST_SCALE, _LAYERS)
     return prepared
 
 
@@ -400,7 +399,7 @@ def _quantizer(spec: QuantizeSpec, is_float: Callable[[Any], bool] | None) -> An
     chosen = activation_observer(spec.observer, HistogramObserver, MinMaxObserver)
     activation = {
         name: dataclasses.replace(
-            getattr(config, name), observer_or_fake_quant_ctr=chosen.with_args(eps=_SMALLEST_SCALE), **_activation(spec)
+            getattr(config, name), observer_or_fake_quant_ctr=chosen.with_args(eps=SMALLEST_SCALE), **_activation(spec)
         )
         for name in ("input_activation", "output_activation")
     }

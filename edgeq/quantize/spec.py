@@ -19,6 +19,8 @@ UNSIGNED = frozenset({"ort", "openvino"})
 
 # backends whose lowering makes a program in float32 compute in half by itself
 NARROWING = frozenset({"coreml", "vulkan"})
+# Backends whose convolutions and linear layers clamp their own results, which sums do not.
+CLAMPING = frozenset({"xnnpack", "litert"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -56,6 +56,13 @@ _OPENVINO_COMPILED = "Subgraph "
 _SCALED = "/DequantizationMultiply"
 
 
+# LiteRT's operators that multiply matrices, with the types of what they read. A transposed convolution reads its
+# output's shape first; of int8 weights and float inputs, the kernel quantizes each row of the inputs as it runs.
+_LITERT = re.compile(
+    r"^(?:TRANSPOSE_CONV \(\w+, |(?:CONV_2D|DEPTHWISE_CONV_2D|CONV_3D|FULLY_CONNECTED|BATCH_MATMUL) \(\w+, )(\w+)"
+)
+
+
 def kernel_share(runtime: str, kernels: Sequence[str], layers: Sequence[Layer]) -> KernelShare:
     """Return the share of the MACs that ran in int8 kernels.
 
@@ -64,7 +71,7 @@ def kernel_share(runtime: str, kernels: Sequence[str], layers: Sequence[Layer]) 
     unknown layers, only a share of all or none can be determined.
 
     Args:
-        runtime: `executorch`, `torchscript`, `onnx` or `openvino`; `coreml` and `vulkan` for their operators.
+        runtime: `executorch`, `torchscript`, `onnx`, `openvino` or `litert`; `coreml` and `vulkan` for their operators.
         kernels: names as the runtime's profile gave them.
         layers: the lowered model's layers.
     """
@@ -203,6 +210,9 @@ def _precision(runtime: str, name: str) -> Precision | None:
     if runtime == "openvino":
         kernel = _OPENVINO.match(name)
         return None if kernel is None else "int8" if _reads_int8(kernel[1], kernel[2]) else "other"
+    if runtime == "litert":
+        product = _LITERT.match(name)
+        return None if product is None else "int8" if product[1] == "int8" else "other"
     if _NATIVE.match(name):
         return "other"
     match = _XNNPACK.match(name)

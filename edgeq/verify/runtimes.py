@@ -344,6 +344,55 @@ def _openvino_described(port: Any) -> list[Any]:
     return [np.dtype(port.get_element_type().to_dtype()).name, shape]
 
 
+class _LiteRt(Runner):
+    def _open(self) -> dict[str, Any]:
+        from ai_edge_litert.interpreter import Interpreter
+
+        # with XNNPACK wherever it has kernels, as in an app
+        self.interpreter = Interpreter(str(self.path), num_threads=self.threads)
+        self.interpreter.allocate_tensors()
+        self.takes, self.gives = self.interpreter.get_input_details(), self.interpreter.get_output_details()
+        return {
+            "inputs": [_litert_described(item) for item in self.takes],
+            "outputs": [_litert_described(item) for item in self.gives],
+            "names": [item["name"] for item in self.takes],
+            "threads": self.threads,
+        }
+
+    def tensors(self, arrays: tuple[NDArray[Any], ...]) -> tuple[Any, ...]:
+        return arrays
+
+    def outputs(self, inputs: tuple[Any, ...]) -> tuple[NDArray[Any], ...]:
+        return tuple(np.array(output) for output in self.call(inputs))
+
+    def call(self, inputs: tuple[Any, ...]) -> Any:
+        for item, array in zip(self.takes, inputs, strict=True):
+            self.interpreter.set_tensor(item["index"], array)
+        self.interpreter.invoke()
+        return [self.interpreter.get_tensor(item["index"]) for item in self.gives]
+
+    def profile(self, arrays: tuple[NDArray[Any], ...], folder: Path) -> list[str]:  # noqa: ARG002
+        """Return the operators, with the types of what they multiply: LiteRT has a kernel for each set of types."""
+        self.call(arrays)
+        found = []
+        for op in self.interpreter._get_ops_details():
+            read = [self.interpreter._get_tensor_details(index, 0) for index in op["inputs"] if index >= 0]
+            types = ", ".join(np.dtype(tensor["dtype"]).name for tensor in read)
+            if op["op_name"] != "DELEGATE":  # XNNPACK's share of those before, once more
+                made = self.interpreter._get_tensor_details(op["outputs"][0], 0)["name"]
+                found.append(f"{op['op_name']} ({types}) {made}")
+        return found
+
+    def facts(self, folder: Path) -> dict[str, Any]:  # noqa: ARG002
+        names = {op["op_name"] for op in self.interpreter._get_ops_details()} - {"DELEGATE"}
+        return {"operators": sorted(names), "delegates": 0, "bytecode_version": None}
+
+
+def _litert_described(info: Any) -> list[Any]:
+    """Return [dtype, shape] of an input or output; a dimension that is not fixed is 0."""
+    return [np.dtype(info["dtype"]).name, [max(0, int(size)) for size in info["shape_signature"]]]
+
+
 class _Cuda(Runner):
     """On a GPU if there is one; else half precision is emulated on the CPU."""
 
@@ -409,6 +458,7 @@ RUNNERS: dict[str, type[Runner]] = {
     "torchscript": _TorchScript,
     "onnx": _Onnx,
     "openvino": _OpenVino,
+    "litert": _LiteRt,
     "cuda": _Cuda,
 }
 

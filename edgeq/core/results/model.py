@@ -512,9 +512,11 @@ COMPUTED = "layers whose weights forward computes"
 
 
 _LINEAR = re.compile(r"^(?:addmm|mm|linear\w*|quantized_lstm|quantized_gru|mkldnn_rnn_layer)$")  # operators of layers
-_ONNX_LINEAR = frozenset({"MatMul", "Gemm", "MatMulInteger", "QLinearMatMul", "QGemm", "LSTM", "GRU", "RNN"}) | {
-    "DynamicQuantizeLSTM"
-}
+# of ONNX and LiteRT; attention's products have no weights
+_LINEAR_WITH_WEIGHTS = frozenset(
+    {"MatMul", "Gemm", "MatMulInteger", "QLinearMatMul", "QGemm", "LSTM", "GRU", "RNN", "DynamicQuantizeLSTM"}
+    | {"FULLY_CONNECTED", "BATCH_MATMUL"}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -540,8 +542,8 @@ class Layer:
 
     @property
     def is_linear(self) -> bool:
-        """Whether it is linear or recurrent: of ONNX's matrix products those with weights; attention's have none."""
-        return bool(_LINEAR.match(self.op)) or (self.op in _ONNX_LINEAR and self.weight_bytes > 0)
+        """Whether it is linear or recurrent: of ONNX's and LiteRT's matrix products those with weights."""
+        return bool(_LINEAR.match(self.op)) or (self.op in _LINEAR_WITH_WEIGHTS and self.weight_bytes > 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -619,7 +621,7 @@ class LoweredModel:
 
     Attributes:
         path: the artifact, named as it will be in the bundle.
-        runtime: `executorch`, `torchscript`, `onnx`, `openvino` or `cuda`.
+        runtime: `executorch`, `torchscript`, `onnx`, `openvino`, `litert` or `cuda`.
         runtime_version: the version that wrote it; older runtimes are refused.
         bytecode_version: of a TorchScript archive, the opset of an ONNX file, else None.
         passes: the optimization passes that ran, in order.

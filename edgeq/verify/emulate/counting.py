@@ -32,7 +32,7 @@ _ADDR_NO_RANDOMIZE = 0x0040000  # linux/personality.h
 
 _RUNTIME = "(runtime)"
 
-_NOT_TRACED = "ONNX Runtime's C API of the runner gives no times of operators"
+_NOT_TRACED = "the C API of the runner gives no times of operators"
 
 # Cores that QEMU 7.2 has no model of, by one with the same instructions: kernels are chosen by instructions and part
 # number. Part numbers: Arm's Technical Reference Manuals, MIDR_EL1; uarch: pytorch/cpuinfo's cpuinfo.h. Cortex-A75 has
@@ -93,7 +93,7 @@ def count(
         EdgeqError: as `run_all` and `find_core`; EnvironmentProblem also where a compiler is missing.
     """
     work = Work(runtime=runtime, cpu=find_core(core), model=model, samples=(sample,), runs=2)
-    traced = operators and runtime.wheel.runtime != "onnx"
+    traced = operators and runtime.wheel.runtime not in ("onnx", "litert")
     tools = _tools()
     with tempfile.TemporaryDirectory(prefix="edgeq-count-") as name, _fixed_addresses():
         files = [Path(name) / "total", *([Path(name) / "traced"] if traced else [])]

@@ -115,6 +115,17 @@ def _onnxruntime(version: str) -> Build:
     )
 
 
+_LITERT = Build(
+    source="litert_runner.cpp",
+    headers=(),
+    libraries=("ai_edge_litert/libLiteRt.so",),
+    includes=(),
+    library_folder="ai_edge_litert",
+    flags=("-O2", "-w"),
+    links=("-lLiteRt",),
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wheel:
     """An official wheel for Linux that holds a runtime and its headers.
@@ -126,7 +137,7 @@ class Wheel:
         file: its file name on PyPI.
     """
 
-    runtime: Literal["executorch", "torchscript", "onnx"]
+    runtime: Literal["executorch", "torchscript", "onnx", "litert"]
     arch: Arch
     package: str
     version: str
@@ -202,6 +213,17 @@ WHEELS = (
         build=_onnxruntime("1.31.1"),
     ),
     Wheel(
+        runtime="litert",
+        arch="arm64",
+        package="ai-edge-litert",
+        version="2.3.0",
+        platform="manylinux_2_27_aarch64",
+        file="ai_edge_litert-2.3.0-cp311-cp311-manylinux_2_27_aarch64.whl",
+        sha256="853fc608f96da87bd5f3458465dfb9abbf18d5ae6b94eceacead407146f175ae",
+        size_bytes=14_379_387,
+        build=_LITERT,
+    ),
+    Wheel(
         runtime="executorch",
         arch="x86_64",
         package="executorch",
@@ -216,7 +238,7 @@ WHEELS = (
 
 # those of the shipped target profiles that are emulated
 DEFAULT_WHEELS = tuple(
-    wheel for wheel in WHEELS if wheel.arch == "arm64" and wheel.version in ("1.5.1", "2.1.0", "1.20.1")
+    wheel for wheel in WHEELS if wheel.arch == "arm64" and wheel.version in ("1.5.1", "2.1.0", "1.20.1", "2.3.0")
 )
 
 

@@ -22,7 +22,7 @@ from edgeq.verify.metrics import Comparison
 
 _FOLDER = Path(__file__).with_name("selftest")
 
-_ARTIFACTS = {"executorch": "digits.pte", "torchscript": "digits.ptl", "onnx": "digits.ort"}
+_ARTIFACTS = {"executorch": "digits.pte", "torchscript": "digits.ptl", "onnx": "digits.ort", "litert": "digits.tflite"}
 
 _TIMEOUT_S = 300.0
 

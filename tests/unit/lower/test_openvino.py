@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from small_models import IMAGE, dataset, folder, forward, loaded, lowered, quantized, sample, small_net
+from small_models import IMAGE, MIXED, Mixture, dataset, folder, forward, loaded, lowered, quantized, sample, small_net
 from torch import nn
 from verify_cases import spec_of
 
@@ -130,30 +130,6 @@ def test_an_artifact_with_the_weights_of_one_layer_changed_fails_its_gates(schem
             outcomes.append({gate.outcome for gate in gates})
             assert (report.kernels.int8_macs, report.findings) == (float(scheme != "fp32"), ())
     assert outcomes == [{"ok"}, {"failed"}]
-
-
-class Mixture(nn.Module):
-    """Every kind of layer whose weights the short schemes store."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(3, 16, 3, padding=1, groups=1), nn.BatchNorm2d(16)
-        self.groups, self.up = nn.Conv2d(16, 16, 3, groups=4), nn.ConvTranspose2d(16, 8, 2, stride=2)
-        self.line = nn.Linear(8, 64)
-        self.words = nn.Embedding(100, 64)
-        self.lstm, self.gru = nn.LSTM(64, 32, batch_first=True), nn.GRU(32, 32, batch_first=True)
-        self.head = nn.Linear(32, 8)
-
-    def forward(self, x, t):
-        y = self.up(torch.relu(self.groups(torch.relu(self.norm(self.conv(x)))))).mean((2, 3))
-        z, _ = self.lstm(self.words(t) + self.line(y)[:, None])
-        return self.head(self.gru(z)[0])
-
-
-MIXED = (
-    TensorSpec(name="x", dtype="float32", shape=(1, 3, 16, 16)),
-    TensorSpec(name="t", dtype="int64", shape=(1, 12), low=0, high=100),
-)
 
 
 @functools.cache

@@ -79,7 +79,7 @@ def test_what_is_neither_is_a_usage_error(tmp_path: Path, monkeypatch: pytest.Mo
     for name in ("gone.pte", "folder.pte", "weights.safetensors", "."):
         with pytest.raises(UsageError) as caught:
             inspect_path(Path(name), Quiet())
-        assert ".pte, .ptl, .onnx, .ort, OpenVINO .xml or TorchScript .pt" in caught.value.fix
+        assert ".pte, .ptl, .onnx, .ort, .tflite, OpenVINO .xml or TorchScript .pt" in caught.value.fix
 
 
 @pytest.mark.parametrize("name", ["model.pte", "model.ptl", "model.pt", "model.onnx", "model.ort", "model.xml"])

@@ -52,6 +52,22 @@ TORCH_FLOAT += ("aten::_native_multi_head_attention", "aten::_scaled_dot_product
 TORCH_NEITHER = ("quantized::add", "quantized::conv2d_prepack", "quantized::linear_unpack", "aten::mkldnn_convolution")
 
 
+LITERT_INT8 = (
+    "CONV_2D (int8, int8, int32) features.0",
+    "DEPTHWISE_CONV_2D (int8, int8, int32) depth",
+    "FULLY_CONNECTED (float32, int8, float32) head",  # quantizes its input as it runs
+    "TRANSPOSE_CONV (int32, int8, int8, int32) up",
+    "BATCH_MATMUL (int8, int8) attention",
+)
+LITERT_FLOAT = (
+    "CONV_2D (float32, float32, float32) features.0",
+    "FULLY_CONNECTED (float32, float32) head",
+    "TRANSPOSE_CONV (int32, float32, float32) up",
+    "BATCH_MATMUL (float32, float32) attention",
+)
+LITERT_NEITHER = ("ADD (int8, int8) sum", "DEQUANTIZE (int8) /3", "RESHAPE (int8, int32) CONV_2D")
+
+
 def layer(macs, name="l"):
     return Layer(name=name, op="convolution", macs=macs, weight_bytes=0, delegated=True)
 
@@ -82,6 +98,9 @@ def test_kernels_of_torchscript(names, expected):
     for name in names:
         assert share([name], [10], "torchscript").int8_macs == expected
     assert all(_precision("torchscript", name) is None for name in TORCH_NEITHER)
+    assert {_precision("litert", name) for name in LITERT_INT8} == {"int8"}
+    assert {_precision("litert", name) for name in LITERT_FLOAT} == {"other"}
+    assert {_precision("litert", name) for name in LITERT_NEITHER} == {None}
 
 
 def test_the_share_is_by_macs_not_by_count():

@@ -2,9 +2,7 @@
 //
 // The wheel has no headers. What is used of the C API is declared here: a table of functions whose order never changes
 // (onnxruntime_c_api.h: "all members of OrtApi ... are only added at the end").
-#include <asm/hwcap.h>
 #include <dlfcn.h>
-#include <sys/auxv.h>
 
 #include <memory>
 
@@ -169,33 +167,7 @@ class OnnxRuntime : public edgeq::Engine {
     return sample;
   }
 
-  // ONNX Runtime hides what it detected. Its copy of pytorch/cpuinfo reads the same two sources.
-  edgeq::Core core() override {
-    edgeq::Core core;
-    std::ifstream file("/proc/cpuinfo");
-    std::string line;
-    uint32_t implementer = 0, variant = 0, part = 0, revision = 0;
-    while (std::getline(file, line) && !line.empty()) {  // an empty line ends the first core
-      const auto number = [&] { return static_cast<uint32_t>(std::stoul(line.substr(line.find(':') + 1), nullptr, 0)); };
-      if (line.rfind("CPU implementer", 0) == 0) implementer = number();
-      if (line.rfind("CPU variant", 0) == 0) variant = number();
-      if (line.rfind("CPU part", 0) == 0) part = number();
-      if (line.rfind("CPU revision", 0) == 0) revision = number();
-    }
-    core.midr = implementer << 24 | variant << 20 | 0xFu << 16 | part << 4 | revision;  // MIDR_EL1
-#if defined(__aarch64__)
-    const auto has = getauxval(AT_HWCAP), has2 = getauxval(AT_HWCAP2);
-    const std::pair<const char*, bool> known[] = {
-        {"atomics", has & HWCAP_ATOMICS},  {"bf16", has2 & HWCAP2_BF16}, {"dot", has & HWCAP_ASIMDDP},
-        {"fhm", has & HWCAP_ASIMDFHM},     {"fp16", has & HWCAP_ASIMDHP}, {"i8mm", has2 & HWCAP2_I8MM},
-        {"rdm", has & HWCAP_ASIMDRDM},     {"sve", has & HWCAP_SVE},     {"sve2", has2 & HWCAP2_SVE2},
-    };
-    for (const auto& [name, present] : known) {
-      if (present) core.features.emplace_back(name);
-    }
-#endif
-    return core;
-  }
+  edgeq::Core core() override { return edgeq::core_by_linux(); }  // ONNX Runtime hides what it detected
 
   std::string name() override { return "onnxruntime"; }
 

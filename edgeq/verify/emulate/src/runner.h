@@ -5,8 +5,12 @@
 #pragma once
 
 #include <signal.h>
+#include <sys/auxv.h>
 #include <sys/prctl.h>
 #include <unistd.h>
+#if defined(__aarch64__)
+#include <asm/hwcap.h>
+#endif
 
 #include <chrono>
 #include <cstdint>
@@ -221,6 +225,34 @@ struct Core {
   uint32_t midr = 0;
   std::vector<std::string> features;
 };
+
+// What Linux says of the core, where the runtime hides what it detected by the same two sources.
+inline Core core_by_linux() {
+  Core core;
+  std::ifstream file("/proc/cpuinfo");
+  std::string line;
+  uint32_t implementer = 0, variant = 0, part = 0, revision = 0;
+  while (std::getline(file, line) && !line.empty()) {  // an empty line ends the first core
+    const auto number = [&] { return static_cast<uint32_t>(std::stoul(line.substr(line.find(':') + 1), nullptr, 0)); };
+    if (line.rfind("CPU implementer", 0) == 0) implementer = number();
+    if (line.rfind("CPU variant", 0) == 0) variant = number();
+    if (line.rfind("CPU part", 0) == 0) part = number();
+    if (line.rfind("CPU revision", 0) == 0) revision = number();
+  }
+  core.midr = implementer << 24 | variant << 20 | 0xFu << 16 | part << 4 | revision;  // MIDR_EL1
+#if defined(__aarch64__)
+  const auto has = getauxval(AT_HWCAP), has2 = getauxval(AT_HWCAP2);
+  const std::pair<const char*, bool> known[] = {
+      {"atomics", has & HWCAP_ATOMICS},  {"bf16", has2 & HWCAP2_BF16}, {"dot", has & HWCAP_ASIMDDP},
+      {"fhm", has & HWCAP_ASIMDFHM},     {"fp16", has & HWCAP_ASIMDHP}, {"i8mm", has2 & HWCAP2_I8MM},
+      {"rdm", has & HWCAP_ASIMDRDM},     {"sve", has & HWCAP_SVE},     {"sve2", has2 & HWCAP2_SVE2},
+  };
+  for (const auto& [name, present] : known) {
+    if (present) core.features.emplace_back(name);
+  }
+#endif
+  return core;
+}
 
 inline std::string quoted(const std::string& text) {
   std::string out = "\"";

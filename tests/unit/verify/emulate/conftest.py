@@ -40,6 +40,11 @@ def onnx_runtime(qemu: None) -> Installed:
 
 
 @pytest.fixture(scope="session")
+def litert_runtime(qemu: None) -> Installed:
+    return ensure_installed(DEFAULT_WHEELS[3], Quiet())
+
+
+@pytest.fixture(scope="session")
 def digits() -> tuple[Arrays, ...]:
     with np.load(SELFTEST / "digits.npz") as arrays:
         return tuple((row[None],) for row in arrays["inputs"])

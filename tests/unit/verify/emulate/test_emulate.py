@@ -10,6 +10,7 @@ import pytest
 
 from edgeq.check.device import device_gate
 from edgeq.core.samples import Batch, Sample
+from edgeq.lower import tflite
 from edgeq.report.progress import Quiet
 from edgeq.verify.emulate.cpus import find_cpu
 from edgeq.verify.emulate.emulate import EmulateSpec, Observed, Subset, emulate, subset_size
@@ -118,6 +119,24 @@ def test_an_ort_file_with_one_layer_changed_fails_the_device_gate(spec, onnx_run
     gate = device_gate("static-int8", emulate(dataclasses.replace(spec, artifact=wrong)).report)
     assert (gate.outcome, gate.exit_code) == ("failed", 7)
     assert "onnxruntime 1.20.1" in gate.detail
+
+
+def test_a_tflite_file_with_one_layer_changed_fails_the_device_gate(spec, litert_runtime, digits, tmp_path):
+    with np.load(SELFTEST / "digits.npz") as arrays:
+        host = arrays["outputs_tflite"]
+    machines = tuple(dataclasses.replace(machine, runtime=litert_runtime) for machine in spec.machines)
+    right, wrong = SELFTEST / "digits.tflite", tmp_path / "wrong.tflite"
+    spec = dataclasses.replace(spec, artifact=right, machines=machines, observed=observed(digits, host), labelled=False)
+    gate = device_gate("static-int8", emulate(spec).report)
+    assert (gate.outcome, gate.measured) == ("ok", "equal")
+    model = tflite.load(right)
+    last = [tensor for tensor in model.subgraphs[0].tensors if list(tensor.shape) == [10, 128]]
+    (buffer,) = (model.buffers[tensor.buffer] for tensor in last)
+    buffer.data = np.ascontiguousarray(buffer.data[::-1])
+    tflite.save(model, wrong)
+    gate = device_gate("static-int8", emulate(dataclasses.replace(spec, artifact=wrong)).report)
+    assert (gate.outcome, gate.exit_code) == ("failed", 7)
+    assert "ai-edge-litert 2.3.0" in gate.detail
 
 
 @pytest.mark.parametrize(

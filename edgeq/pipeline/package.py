@@ -261,12 +261,10 @@ def build_units(run: Run, units: Sequence[BuildUnit]) -> Results:
                 if on_device is not artifact:
                     seconds["emulate"] = round(time.perf_counter() - start, 3)
                 result = write_reports(dataclasses.replace(result, seconds=seconds), inputs.data)
-                built.finished[unit.key] = (result, inputs.data)
+                # kept at once: a run that is interrupted in a later unit starts there the next time
+                built.finished.update(keep(run, {unit.key: (result, inputs.data)}, recorder.dependencies()))
         builder.remove_states()
-        dependencies = recorder.dependencies()
-    return dataclasses.replace(
-        results, finished=results.finished | keep(run, built.finished, dependencies), refused=built.refused
-    )
+    return dataclasses.replace(results, finished=results.finished | built.finished, refused=built.refused)
 
 
 @contextlib.contextmanager

@@ -176,11 +176,15 @@ def project(tmp_path: Path, template: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def runtimes(project: Project) -> Path:
-    """The devices' runtimes in the user's own cache, which every run of the tests shares: fetching takes minutes."""
-    shared = user_cache_path("edgeq") / "emulator"
-    shared.mkdir(parents=True, exist_ok=True)
+    """The devices' runtimes in the user's own cache, which every run of the tests shares: fetching takes minutes.
+
+    LiteRT's converter, where it is installed, is taken from there too.
+    """
     project.cache.mkdir()
-    (project.cache / "emulator").symlink_to(shared)
+    for name in ("converters", "emulator"):
+        shared = user_cache_path("edgeq") / name
+        shared.mkdir(parents=True, exist_ok=True)
+        (project.cache / name).symlink_to(shared)
     return shared
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from edgeq.bundle.reader import read_bundle
 
-from .conftest import X86, Project, Run, arguments
+from .conftest import FBGEMM, X86, Project, Run, arguments
 from .processes import descendants, finish, start, wait_for, wait_until_dead
 
 pytestmark = pytest.mark.slow
@@ -50,6 +50,17 @@ def test_a_second_ctrl_c_does_not_cut_the_cleanup_short(project: Project) -> Non
     finish(process).fails(130, "interrupted")
     assert not project.out.exists()
     assert project.left_behind() == []
+
+
+def test_what_was_finished_before_an_interruption_is_in_the_cache(project: Project) -> None:
+    targets = (*arguments()[:-1], "--target", FBGEMM, *FP32)
+    process = start(*targets)
+    wait_for(process, f"lower {FBGEMM}")
+    os.kill(process.pid, signal.SIGINT)
+    finish(process).fails(130, "interrupted")
+    again = finish(start(*targets, "--json"))
+    assert again.code == 0, again.err
+    assert {row["target"]: row["cached"] for row in again.json["rows"]} == {X86: True, FBGEMM: False}
 
 
 @pytest.mark.parametrize("moment", ["verify", "compare"])

@@ -20,6 +20,7 @@ ARGS = ("quarters.py:model", "--target", TARGET, "--out", "out", "--calibration-
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("runtimes")
 def test_a_bundle_is_made_checked_restored_and_refused_when_it_is_damaged(
     project: Project, package: Run, edgeq: Run
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -16,8 +17,11 @@ _INT8 = "q8ta_"  # activations quantized by tensor, and int8 weights
 
 def partitioner(quantized: QuantizedModel, _left_out: Collection[str] = (), _spec: Any = None) -> Any:
     """Return Vulkan's partitioner; for fp16 the shaders compute in half, with inputs and outputs in float32."""
+    root = logging.getLogger()
+    level = root.level
     from executorch.backends.vulkan.partitioner.vulkan_partitioner import VulkanPartitioner
 
+    root.setLevel(level)  # the import has every library's INFO shown (ExecuTorch 1.5.1)
     return VulkanPartitioner({"force_fp16": quantized.scheme == "fp16"})
 
 

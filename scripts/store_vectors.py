@@ -25,6 +25,7 @@ from edgeq.core.manifest import (
     MANIFEST_NAME,
     Bundle,
     CudaBox,
+    NpuNeeds,
     SizeRange,
     Tensor,
     manifest_bytes,
@@ -79,7 +80,20 @@ def manifest() -> bytes:
     state = Tensor.model_validate(old.outputs[0].model_dump() | {"name": "h", "fed_from": 0})
     inputs = (old.inputs[0].model_copy(update={"varying": (height,)}), state)
     changes = {"golden": golden, "runtime": runtime, "cuda": box, "dynamic_batch": True}
-    changes |= {"inputs": inputs, "planned_memory_bytes": 4096}
+    npu = NpuNeeds(
+        accelerator="ethos-u55-128",
+        system_config="Ethos_U55_High_End_Embedded",
+        memory_mode="Shared_Sram",
+        parts=1,
+        cycles=106_806,
+        sram_bytes=43_920,
+        dram_bytes=0,
+        flash_bytes=40_000,
+        scratch_bytes=38_800,
+        planned_bytes=5_120,
+        cpu_operators=("cortex_m::quantize_per_tensor.out",),
+    )
+    changes |= {"inputs": inputs, "planned_memory_bytes": 4096, "npu": npu}
     return manifest_bytes(old.model_copy(update=changes))
 
 

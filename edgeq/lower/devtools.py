@@ -8,10 +8,9 @@ from typing import Any
 
 from edgeq.core.arrays import NDArray, np
 from edgeq.core.errors import UnsupportedError, first_line
-from edgeq.core.manifest import ETRECORD_NAME
 
 
-def write_etrecord(program: Any, folder: Path) -> None:
+def write_etrecord(program: Any, path: Path) -> None:
     """Write the ETRecord of an ExecutorchProgramManager that was lowered with `generate_etrecord`.
 
     It has the graphs and where each instruction comes from, source lines with their paths too.
@@ -20,7 +19,7 @@ def write_etrecord(program: Any, folder: Path) -> None:
         UnsupportedError: ExecuTorch cannot serialize a graph of the program.
     """
     try:
-        program.get_etrecord().save(str(folder / ETRECORD_NAME))
+        program.get_etrecord().save(str(path))
     except Exception as err:  # its serializer raises many types
         what = f"ExecuTorch cannot write the ETRecord of this model: {first_line(err)}"
         raise UnsupportedError(what, "omit --devtools") from err

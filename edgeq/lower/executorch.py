@@ -57,8 +57,8 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
         path = spec.folder / "model.pte"
         with path.open("wb") as file:
             program.write_to_file(file)
-        if spec.devtools:
-            write_etrecord(program, spec.folder)
+        if spec.etrecord is not None:
+            write_etrecord(program, spec.etrecord)
     plan = program.executorch_program.execution_plan[0]
     operators = tuple(sorted({f"{op.name}.{op.overload}" if op.overload else str(op.name) for op in plan.operators}))
     planned_bytes = sum(plan.non_const_buffer_sizes)
@@ -101,7 +101,7 @@ def _to_edge(quantized: QuantizedModel, spec: LowerSpec, task: Task) -> Any:
                 with delegate.around(quantized, program):
                     partitioner = delegate.partitioner(quantized, left_out, spec)
                     return to_edge_transform_and_lower(
-                        program, partitioner=[partitioner], generate_etrecord=spec.devtools
+                        program, partitioner=[partitioner], generate_etrecord=spec.etrecord is not None
                     )
         except EdgeqError:
             raise

@@ -66,6 +66,8 @@ def needed_decompositions() -> Iterator[None]:
         # what comes next changes the graph in place, and another target may get the program too
         copied = torch.fx.GraphModule(self.graph_module, copy.deepcopy(self.graph))
         copied.meta.update(self.graph_module.meta)
+        for node, own in zip(copied.graph.nodes, self.graph.nodes, strict=True):
+            node.name = own.name  # a copy renames what Python has a name for, such as `input`
         if not _decomposed(copied.graph, decomp_table):
             return plain(self, decomp_table, **options)
         _name_as_traced(copied.graph)

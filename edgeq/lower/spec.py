@@ -25,7 +25,7 @@ class LowerSpec:
         label: text for progress.
         output_names: of the outputs, where the model names them; () for `output0` and so on.
         npu: accelerator, system configuration and memory mode of an Ethos-U; None for other backends.
-        devtools: whether to write an ETRecord beside the artifact, if ExecuTorch runs it.
+        etrecord: where to write an ETRecord, of an artifact that ExecuTorch runs; None for none.
         native: whether the artifact is for machines of this one's architecture, so that it may be compiled here.
     """
 
@@ -36,6 +36,6 @@ class LowerSpec:
     label: str
     native: bool = False
     npu: tuple[str, str, str] | None = None
-    devtools: bool = False
+    etrecord: Path | None = None
     file_format: FileFormat = "onnx"
     output_names: tuple[str, ...] = ()

@@ -23,6 +23,7 @@ from edgeq.config.resolve import with_demo_data
 from edgeq.core.config import Job, Progress
 from edgeq.core.errors import AccuracyError, EdgeqError, EnvironmentProblem, UnsupportedError, first_line, user_line
 from edgeq.core.files import cache_folder, disk_errors, lock_dir
+from edgeq.core.manifest import ETRECORD_NAME
 from edgeq.core.operators import with_open_batch
 from edgeq.core.results.artifact import Artifact, Inputs
 from edgeq.core.results.model import FILE_KINDS, LoadedModel, LoweredModel, QParams, QuantizedModel
@@ -532,7 +533,7 @@ def _lower(quantized: QuantizedModel, step: BuildStep) -> LoweredModel:
             label=step.label,
             native=spec.native,
             npu=spec.npu,
-            devtools=step.job.devtools,
+            etrecord=step.folder / ETRECORD_NAME if step.job.devtools else None,
             file_format=spec.file_format,
             output_names=step.inputs.model.output_names,
         ),

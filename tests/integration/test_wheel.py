@@ -50,7 +50,7 @@ def test_it_is_small_and_holds_nothing_heavy(bare: Path) -> None:
 
 def test_it_reads_installs_and_reports(bare: Path) -> None:
     assert "Package a trained PyTorch model" in edgeq(bare, "--help")
-    assert edgeq(bare, "targets", "list").splitlines()[0].startswith("android-arm64-ort")
+    assert edgeq(bare, "targets", "list").splitlines()[0].startswith("android-arm64-litert")
     assert "raspberry-pi-5" in edgeq(bare, "devices", "list")
     assert "ready to inspect" in edgeq(bare, "doctor")
     assert edgeq(bare, "verify", f"out/{BUNDLE}", "--no-run").endswith("verdict: ok\n")

@@ -212,7 +212,7 @@ def test_doctor_knows_the_versions_that_the_lock_pins():
     lock = (ROOT / "requirements.lock").read_text()
     of_extras = {name: version for name, (version, _, _) in doctor_command.EXTRA_LIBRARIES.items()}
     for name, version in {**doctor_command.TESTED, **of_extras}.items():
-        assert f"\n{name.replace('.', '-')}=={version} " in lock, name
+        assert f"\n{name.replace('.', '-')}=={version} " in f"\n{lock}", name
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert {re.match(r"[\w.-]+", need)[0] for need in project["dependencies"]} == set(doctor_command.TESTED)
     for name, (_, _, extra) in doctor_command.EXTRA_LIBRARIES.items():

@@ -81,7 +81,7 @@ def test_help_and_targets_list_are_quick():
     [
         (
             "edgeq package --target andr",
-            [f"android-arm64-{backend}" for backend in ("litert", "ort", "qnn-htp", "qnnpack", "xnnpack")],
+            [f"android-arm64-{backend}" for backend in ("litert", "ort", "qnn-htp", "qnnpack", "vulkan", "xnnpack")],
         ),
         ("edgeq package -t ios-arm64-xnnpack -t linux-x86_64-f", ["linux-x86_64-fbgemm", "linux-x86_64-fastest"]),
         ("edgeq package --scheme s", ["storage-fp16", "static-int8", "static-a16w8"]),

@@ -146,7 +146,7 @@ def test_loggers_are_as_before():
 
 def test_sparing_the_patterns_changes_no_byte(tmp_path, monkeypatch, int8):
     graph, _ = artifact("executorch", "static-int8", "xnnpack")
-    with_all = dataclasses.replace(DELEGATES["xnnpack"], around=lambda _program: contextlib.nullcontext())
+    with_all = dataclasses.replace(DELEGATES["xnnpack"], around=lambda _quantized, _program: contextlib.nullcontext())
     monkeypatch.setitem(DELEGATES, "xnnpack", with_all)
     again = lowered(graph, (IMAGE,), tmp_path, "executorch", backend="xnnpack")
     assert again.path.read_bytes() == int8.path.read_bytes()
@@ -331,7 +331,7 @@ def test_partitions_that_would_wait_for_one_another_are_not_merged():
     program = torch.export.export(Crossing(), (torch.rand(4, 4),))
     graph = program.graph_module
     first, pair_end, pair_start, last = [node for node in graph.graph.nodes if "mul" in str(node.target)]
-    with DELEGATES["xnnpack"].around(program):
+    with DELEGATES["xnnpack"].around(artifact("executorch", "static-int8", "xnnpack")[0], program):
         found = generate_grouped_partitions_from_list_of_nodes(graph, [[pair_start, pair_end], [first], [last]])
     assert sorted(sorted(node.name for node in one.nodes) for one in found) == sorted(
         [sorted([pair_start.name, pair_end.name]), [first.name], [last.name]]

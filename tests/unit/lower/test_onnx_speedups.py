@@ -32,8 +32,8 @@ class Written(nn.Module):
 class Ends(nn.Module):
     """Its outputs are what a trace renames, or drops."""
 
-    def forward(self, x):
-        x = x * 2
+    def forward(self, input):  # a name of Python's own
+        x = input * 2
         return nn.functional.dropout(x, training=False), x.flatten(1), (x + 1).relu_(), (x - 1).relu_()
 
 

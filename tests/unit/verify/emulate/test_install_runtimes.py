@@ -36,7 +36,7 @@ def test_wheels_by_the_versions_in_the_field(runtime, versions, found, missing):
 def test_wheels_are_pinned():
     for wheel in WHEELS:
         assert len(wheel.sha256) == 64
-        assert wheel.file.startswith(f"{wheel.package}-{wheel.version}-")
+        assert wheel.file.startswith(f"{wheel.package.replace('-', '_')}-{wheel.version}-")
         assert wheel.platform.endswith({"arm64": "aarch64", "x86_64": "x86_64"}[wheel.arch])
 
 

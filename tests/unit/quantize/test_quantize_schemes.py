@@ -60,7 +60,7 @@ def test_an_encoder_keeps_its_outputs_and_shrinks(runtime, scheme, backend):
     graph, low, report, _ = gates(runtime, model, scheme, backend)
     linears = [name for name, part in model.model.named_modules() if type(part) is nn.Linear]
     assert set(linears) <= set(graph.quantized)
-    assert report.fidelity.sqnr_db > (60 if scheme == "fp16" else 30)
+    assert report.fidelity.sqnr_db > (55 if scheme == "fp16" else 30)
     dtype = "float16" if scheme == "fp16" else "int8"
     elements = sum(model.model.get_submodule(name).weight.numel() for name in linears)
     assert dict(low.stored)[dtype] >= elements

@@ -35,9 +35,9 @@ def both(monkeypatch, program):
 @pytest.mark.parametrize(
     ("name", "scheme"),
     [
-        *((name, "static-int8") for name in ZOO),
-        *((name, "fp32") for name in ("residual", "upsampled", "tokens")),
-        *((name, "dynamic-int8") for name in ("recurrent", "tokens")),
+        *((name, "static-int8") for name in ZOO if name != "gates"),
+        ("tokens", "fp32"),
+        ("recurrent", "dynamic-int8"),
     ],
 )
 def test_the_artifact_is_that_of_plain_lowering(monkeypatch, name, scheme):

@@ -58,7 +58,6 @@ def made(program):
         ("views", "static-int8", True),
         ("written", "fp32", True),
         ("ends", "fp32", False),
-        ("tokens", "static-int8", True),
     ],
 )
 def test_the_model_is_that_of_the_plain_export(monkeypatch, name, scheme, is_traced):

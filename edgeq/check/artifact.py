@@ -80,7 +80,7 @@ def with_reuse(gate: Gate, scheme: str, reuse: Reuse | None) -> Gate:
 def equivalence_gates(lowered: LoweredModel, scheme: str, parity: Parity | None) -> tuple[Gate, ...]:
     """Compare a float file that another exporter made, ONNX's or LiteRT's, with PyTorch (exit code 7).
 
-    By the mean difference, relative to the mean magnitude.
+    The measure is the mean difference, relative to the mean magnitude.
 
     The exporter translates the model operator by operator and folds constants. The ratio used for parity is dominated
     by the largest outputs and would miss an error in a small one.

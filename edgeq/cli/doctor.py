@@ -97,8 +97,6 @@ _EXTRAS_OF_BACKENDS = {
 
 _NO_GPU = "no NVIDIA driver: emulated on the CPU, not timed, no AOTInductor package"
 
-_NO_CONVERTER = "the first run installs its converter into edgeq's cache: 3 GB to download, 6.3 GB on disk"
-
 _ENGINES_OF_X86 = frozenset({"x86", "fbgemm"})
 
 # a run writes models twice: staged and in place; resnet-sized ones with their reports stay below this
@@ -323,8 +321,11 @@ def _target(target: str, runtime: str, backend: str, present: set[str]) -> Findi
     if runtime == "cuda" and not remark and not edgeq.core.system.driver_state():
         # what is made here is whole, but neither timed nor compiled
         return Finding(kind="target", name=target, ok=True, needed=False, found="ready", remark=_NO_GPU)
-    if runtime == "litert" and not remark and not edgeq.lower.litert_environment.is_ready():
-        return Finding(kind="target", name=target, ok=True, needed=False, found="ready", remark=_NO_CONVERTER)
+    converter = edgeq.lower.litert_environment
+    if runtime == "litert" and not remark and not converter.is_ready():
+        size = f"{converter.DOWNLOAD_GB} GB to download, {converter.INSTALLED_GB} GB on disk"
+        note = f"the first run installs its converter into edgeq's cache: {size}"
+        return Finding(kind="target", name=target, ok=True, needed=False, found="ready", remark=note)
     found = None if remark else "ready"
     # one target that cannot be built here does not stop the others
     return Finding(kind="target", name=target, ok=not remark, needed=False, found=found, remark=remark, fix=fix)

@@ -41,13 +41,13 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
         UnsupportedError: the converter lacks an operator of the model.
         EnvironmentProblem: the converter's environment is missing and cannot be made.
     """
-    ensure_converter(spec.progress)
+    python = ensure_converter(spec.progress)
     path = spec.folder / "model.tflite"
     with spec.progress.task(f"lower {spec.label}"), tempfile.TemporaryDirectory(dir=spec.folder) as scratch:
         program, names = _handed_over(quantized, spec)
         source, made = Path(scratch) / "model.pt2", Path(scratch) / "made.tflite"
         _save(program, source)
-        convert(source, made, static=quantized.scheme not in _FLOATS, progress=spec.progress)
+        convert(python, source, made, static=quantized.scheme not in _FLOATS)
         model = tflite.load_converted(made)
         tflite.give_float_ends(model, [item.dtype for item in spec.inputs])
         outputs = [*spec.output_names] or [f"output{i}" for i, _ in enumerate(model.subgraphs[0].outputs)]

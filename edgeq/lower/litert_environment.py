@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 import venv
+from collections.abc import Sequence
 from pathlib import Path
 
 from edgeq.core.config import Progress
@@ -26,7 +27,7 @@ REQUIREMENTS = Path(__file__).with_name("litert-requirements.txt")
 SCRIPT = Path(__file__).with_name("litert_convert.py")
 
 # the wheels that pip downloads on Linux x86_64, and what they take once installed: most of it is torch's CUDA libraries
-_DOWNLOAD_GB, _INSTALLED_GB = 3, 6.3
+DOWNLOAD_GB, INSTALLED_GB = 3, 6.3
 
 _LOCK_S = 3600.0
 
@@ -75,7 +76,7 @@ def ensure_converter(progress: Progress) -> Path:
     with disk_errors(folder.parent), lock_dir(folder.parent, wait_s=_LOCK_S):
         if is_ready():  # another edgeq may have been faster
             return _python(folder)
-        what = f"install LiteRT's converter, once: {_DOWNLOAD_GB} GB to download"
+        what = f"install LiteRT's converter, once: {DOWNLOAD_GB} GB to download"
         with staged_dir(folder) as staging, progress.task(what):
             venv.EnvBuilder(symlinks=True, with_pip=False).create(staging)
             _install(_python(staging))
@@ -94,35 +95,39 @@ def _install(python: Path) -> None:
     command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-input", "--quiet"]
     command += ["--disable-pip-version-check", "--no-compile", "--only-binary=:all:", "--no-deps", "--require-hashes"]
     command += ["-r", str(REQUIREMENTS)]
-    done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=_INSTALL_S
-    )
+    done = _run(command, _INSTALL_S)
     if done.returncode:
         lines = [line.removeprefix("ERROR: ") for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
         why = (lines or done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1][:300]
         what = f"LiteRT's converter could not be installed: {why}"
-        fix = f"check the network, pip's index and that {_INSTALLED_GB} GB are free, then run again"
+        fix = f"check the network, pip's index and that {INSTALLED_GB} GB are free, then run again"
         raise EnvironmentProblem(what, fix)
 
 
-def convert(source: Path, target: Path, *, static: bool, progress: Progress) -> None:
+def _run(command: Sequence[str], most_s: float) -> subprocess.CompletedProcess[str]:
+    """Run a command; one that takes too long ends with status 124 and says so, as `timeout` has it."""
+    try:
+        return subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=most_s
+        )
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, 124, "", f"TimeoutError: it did not end within {most_s:g} s")
+
+
+def convert(python: Path, source: Path, target: Path, *, static: bool) -> None:
     """Write the `.tflite` file of an exported program.
 
     Args:
+        python: of the environment, as `ensure_converter` returns it.
         source: the program, as torch.export.save wrote it.
         target: the file to write.
         static: whether integer operators are made of the program's rounding.
-        progress: shows that the environment is made.
 
     Raises:
-        EnvironmentProblem: as `ensure_converter`.
-        UnsupportedError: the converter cannot read or express the program.
+        UnsupportedError: the converter cannot read or express the program, or takes longer than an hour.
     """
-    python = ensure_converter(progress)
     command = [str(python), "-I", str(SCRIPT), str(source), str(target), *(["static"] if static else [])]
-    done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=_CONVERT_S
-    )
+    done = _run(command, _CONVERT_S)
     if done.returncode or not target.is_file():
         raise UnsupportedError(f"LiteRT's converter cannot express this model: {_why(done)}", _OTHERS)
 

@@ -335,8 +335,8 @@ def elements_of(model: Any) -> tuple[tuple[str, int], ...]:
     """Return how many elements of each dtype the file holds as constants; masks of infinities are left out."""
     graph = Graph(model)
     tally: Counter[str] = Counter()
-    for buffer in {tensor.buffer: index for index, tensor in enumerate(graph.tensors)}.values():
-        values = graph.constant(buffer)
+    for index in {tensor.buffer: index for index, tensor in enumerate(graph.tensors)}.values():
+        values = graph.constant(index)
         if values is not None and (values.dtype.kind != "f" or np.isfinite(values).all()):
             tally[values.dtype.name] += values.size
     return tuple(sorted(tally.items()))

@@ -92,15 +92,8 @@ def kernel_share(runtime: str, kernels: Sequence[str], layers: Sequence[Layer]) 
             why = "the profile has quantized kernels that belong to no layer of the program"
             return KernelShare(int8_macs=None, kernels=tuple(kernels), why_unmatched=why)
         found = matched
-    pairs = list(zip(layers, found, strict=True))
-    return KernelShare(
-        int8_macs=_share(pairs, "int8"),
-        int8_linear_macs=_share([pair for pair in pairs if pair[0].is_linear], "int8"),
-        half_macs=_share(pairs, "half"),
-        kernels=tuple(kernels),
-        precisions=tuple(found),
-        of_layers=() if by_name else tuple(name for name in kernels if _precision(runtime, name) is not None),
-    )
+    of_layers = () if by_name else tuple(name for name in kernels if _precision(runtime, name) is not None)
+    return _shares(layers, found, kernels, of_layers)
 
 
 def npu_share(kernels: Sequence[str], layers: Sequence[Layer]) -> KernelShare:
@@ -120,6 +113,13 @@ def npu_share(kernels: Sequence[str], layers: Sequence[Layer]) -> KernelShare:
         why = f"the NPU multiplies other values too: {other[0]}" if other else "the layers of the program are not known"
         return KernelShare(int8_macs=None, kernels=tuple(kernels), why_unmatched=why)
     precisions: list[Precision] = ["int8" if layer.delegated else "other" for layer in layers]
+    return _shares(layers, precisions, kernels)
+
+
+def _shares(
+    layers: Sequence[Layer], precisions: Sequence[Precision], kernels: Sequence[str], of_layers: tuple[str, ...] = ()
+) -> KernelShare:
+    """Return the shares of the MACs by the precision of each layer."""
     pairs = list(zip(layers, precisions, strict=True))
     return KernelShare(
         int8_macs=_share(pairs, "int8"),
@@ -127,6 +127,7 @@ def npu_share(kernels: Sequence[str], layers: Sequence[Layer]) -> KernelShare:
         half_macs=_share(pairs, "half"),
         kernels=tuple(kernels),
         precisions=tuple(precisions),
+        of_layers=of_layers,
     )
 
 

@@ -6,7 +6,7 @@ import pytest
 from small_models import Silent
 
 from edgeq.core.errors import EnvironmentProblem
-from edgeq.lower.litert_environment import REQUIREMENTS, _why, converter_folder, ensure_converter, is_ready
+from edgeq.lower.litert_environment import REQUIREMENTS, _run, _why, converter_folder, ensure_converter, is_ready
 
 
 def test_without_an_index_the_message_says_what_to_do_and_nothing_is_left(tmp_path, monkeypatch):
@@ -45,3 +45,11 @@ def test_every_package_is_pinned_by_its_hash():
 )
 def test_of_the_converters_words_what_is_wrong_is_said(said, why):
     assert _why(subprocess.CompletedProcess([], -9, "", said)) == why
+
+
+def test_a_converter_that_does_not_end_is_told(tmp_path):
+    sleeping = tmp_path / "python"
+    sleeping.write_text("#!/bin/sh\nexec sleep 60\n")
+    sleeping.chmod(0o755)
+    done = _run([str(sleeping)], 0.2)
+    assert (done.returncode, _why(done)) == (124, "it did not end within 0.2 s")

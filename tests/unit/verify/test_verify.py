@@ -67,7 +67,8 @@ def test_an_artifact_that_is_what_it_claims(runtime, kind, scheme, backend):
     assert report.fidelity.samples == 12
     assert report.fidelity.score is report.fidelity.drop_pp is None
     assert report.kernels.int8_macs == (1 if scheme == "static-int8" else 0)
-    assert report.peak_memory_bytes is not None  # 0 where the child, which ran others before, had room for so small a net
+    # 0 where the child, which ran others before, had room for so small a net
+    assert report.peak_memory_bytes is not None
     assert report.load_ms > 0
     assert 0 < report.timing.p50_ms <= report.timing.p90_ms
     assert (report.timing.runs, report.timing.threads, report.timing.arch) == (3, 1, host_arch())

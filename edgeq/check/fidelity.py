@@ -240,19 +240,23 @@ def _kappa(agreement: float, chance: float) -> float:
 _Z_CERTAIN = 4.0  # standard deviations: one in 30,000 lies further up
 
 
-def looks_lost(seen: VerifyReport, options: GateOptions) -> bool:
-    """Whether the graph's report on a few samples, `seen`, gives a reason to look at more of them.
+def looks_lost(seen: VerifyReport, best_db: Sequence[float], options: GateOptions) -> bool:
+    """Whether a reason of `certain_loss` holds on a few samples: where none does, none will on more of them.
 
-    A constant output, one that is more error than signal, or another class than fp32's for half of them.
+    Args:
+        seen: results of the graph on these samples, `graph_only`.
+        best_db: by output, the highest SQNR of any of these samples.
+        options: the limits.
     """
     only = seen.graph_only
     if only is None or dict(options.limits).get("sqnr") == 0:
         return False
-    whole = only.fidelity.sqnr_db
-    return (
-        bool(only.findings)
-        or (whole is not None and whole < LOST_DB)
-        or any(2 * one.agreeing <= one.ranked for one in only.fidelity.agreements)
+    fidelity = only.fidelity
+    if any(highest < MIN_SQNR_DB for highest in best_db):
+        return True
+    return fidelity.inputs == "evaluation" and (
+        any(group.constant for group in fidelity.groups)
+        or any(2 * one.agreeing <= one.ranked for one in fidelity.agreements)
     )
 
 

@@ -401,7 +401,7 @@ class ArtifactBuilder:
             graph=forward(quantized.runs_as or quantized.graph, step.spec.engine),
             fp32=self._reference,
         )
-        if not looks_lost(look_first(spec, _FIRST_LOOK)[0], options):
+        if not looks_lost(*look_first(spec, _FIRST_LOOK), options):
             return
         seen, best_db = look_first(spec, _SECOND_LOOK)
         why = certain_loss(scheme, seen, best_db, options)

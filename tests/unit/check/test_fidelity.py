@@ -55,10 +55,10 @@ def seen(*, sqnr_db=20.0, agreeing=64, constant=False, inputs="evaluation", find
     ],
 )
 def test_what_no_other_sample_can_save(what, best_db, expected):
-    assert looks_lost(seen(**what, findings=("the output is constant",)), GateOptions())
+    assert looks_lost(seen(**what), (best_db,), GateOptions())
     assert certain_loss("static-int8", seen(**what), (best_db,), GateOptions()) == expected
     assert certain_loss("static-int8", seen(**what), (best_db,), NO_FLOOR) == ""
-    assert not looks_lost(seen(**what), NO_FLOOR)
+    assert not looks_lost(seen(**what), (best_db,), NO_FLOOR)
 
 
 @pytest.mark.parametrize(
@@ -75,3 +75,16 @@ def test_what_no_other_sample_can_save(what, best_db, expected):
 )
 def test_what_the_gates_might_pass_goes_on(what, best_db):
     assert certain_loss("static-int8", seen(**what), (best_db,), GateOptions()) == ""
+
+
+@pytest.mark.parametrize(
+    ("what", "best_db"),
+    [
+        ({"samples": 4, "agreeing": 4}, 25.0),
+        ({"sqnr_db": -6.0, "samples": 4, "agreeing": 4}, 12.0),  # one that is kept stays kept
+        ({"samples": 4, "agreeing": 0, "inputs": "random"}, 12.0),  # a class of random inputs proves nothing
+        ({"samples": 4, "agreeing": 0, "constant": True, "inputs": "random"}, 12.0),
+    ],
+)
+def test_a_few_samples_on_which_more_could_prove_no_loss(what, best_db):
+    assert not looks_lost(seen(**what), (best_db,), GateOptions())

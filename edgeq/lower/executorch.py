@@ -16,7 +16,6 @@ from typing import Any
 
 from edgeq.core.config import Task
 from edgeq.core.errors import EdgeqError, UnsupportedError, first_line, traced_line
-from edgeq.core.operators import exported
 from edgeq.core.results.model import Layer, LoweredModel, QuantizedModel
 from edgeq.core.runtimes import ETHOS_U
 from edgeq.core.samples import varying_sizes
@@ -27,6 +26,7 @@ from edgeq.lower.coreml_package import read_contents, weights_sqnr_db
 from edgeq.lower.devtools import write_etrecord
 from edgeq.lower.edge_speedups import speedups
 from edgeq.lower.layers import MODULE_KEY, delegated_share, graph_layer, is_of_input
+from edgeq.lower.lift import exported_again
 from edgeq.lower.spec import LowerSpec
 
 Stored = tuple[tuple[str, int], ...]  # dtypes, and how many elements there are of each
@@ -82,7 +82,6 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
 
 
 def _to_edge(quantized: QuantizedModel, spec: LowerSpec, task: Task) -> Any:
-    import torch
     from executorch.exir import to_edge_transform_and_lower
 
     delegate = DELEGATES[spec.backend]
@@ -93,8 +92,7 @@ def _to_edge(quantized: QuantizedModel, spec: LowerSpec, task: Task) -> Any:
             with _errors_only():
                 program = quantized.exported
                 if program is None:
-                    inputs = tuple(torch.zeros(item.shape, dtype=getattr(torch, item.dtype)) for item in spec.inputs)
-                    program = exported(quantized.graph, inputs, spec.inputs)
+                    program = exported_again(quantized.graph, spec)
                 program = _expressible(program)
                 if spec.backend == "xnnpack":
                     program = _own_constants(program, spec)
@@ -236,8 +234,7 @@ def _own_constants(program: Any, spec: LowerSpec) -> Any:
                 reader.replace_input_with(weight, copy)
     module.graph.eliminate_dead_code()
     module.recompile()
-    inputs = tuple(torch.zeros(item.shape, dtype=getattr(torch, item.dtype)) for item in spec.inputs)
-    return exported(module, inputs, spec.inputs)
+    return exported_again(module, spec)
 
 
 _OPERATOR = re.compile(r"aten[.:]+(\w+\.\w+)")

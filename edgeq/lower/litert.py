@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from edgeq.core.errors import UnsupportedError, first_line
-from edgeq.core.operators import exported
 from edgeq.core.results.model import LoweredModel, QuantizedModel
 from edgeq.core.system import quiet
 from edgeq.lower import tflite
 from edgeq.lower.layers import MATRIX_OPS, MODULE_KEY
+from edgeq.lower.lift import exported_again
 from edgeq.lower.litert_environment import convert, ensure_converter
 from edgeq.lower.spec import LowerSpec
 
@@ -76,20 +76,17 @@ _FLOATS = frozenset({"fp32", "fp16", "weight-only-int8", "dynamic-int8"})  # the
 
 def _handed_over(quantized: QuantizedModel, spec: LowerSpec) -> tuple[Any, frozenset[str]]:
     """Return the program that the converter is given, and the names of its layers."""
-    import torch
-
-    inputs = tuple(torch.zeros(item.shape, dtype=getattr(torch, item.dtype)) for item in spec.inputs)
     try:
         with quiet():
             program = quantized.exported
             if program is None:
-                program = exported(quantized.graph, inputs, spec.inputs)
+                program = exported_again(quantized.graph, spec)
             module = program.module(check_guards=False)
             if quantized.scheme == "dynamic-int8":
                 _leave_inputs_in_float(module)
             _round_in_graph(module, fold=quantized.scheme in _FLOATS)
             names = _name(module)
-            return exported(module, inputs, spec.inputs), names
+            return exported_again(module, spec), names
     except Exception as err:  # torch.export raises many types
         what = f"the graph cannot be exported for LiteRT's converter: {first_line(err)}"
         raise UnsupportedError(what, "use another target, such as android-arm64-xnnpack") from err

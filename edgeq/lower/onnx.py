@@ -12,12 +12,12 @@ from typing import Any
 
 from edgeq.core.arrays import np
 from edgeq.core.errors import UnsupportedError, UsageError, first_line
-from edgeq.core.operators import exported, traced_at
 from edgeq.core.ort_format import required_operators
 from edgeq.core.results.model import Layer, LoweredModel, ModelWork, Operator, QuantizedModel, TensorSpec
 from edgeq.core.samples import varying_sizes
 from edgeq.core.system import quiet
 from edgeq.lower.layers import MODULE_KEY, conv_macs, matmul_macs
+from edgeq.lower.lift import exported_again
 from edgeq.lower.onnx_speedups import speedups
 from edgeq.lower.spec import LowerSpec
 
@@ -175,7 +175,7 @@ def _exported(quantized: QuantizedModel, spec: LowerSpec) -> tuple[Any, Any]:
     try:
         with quiet(), speedups():  # the exporter prints its steps and logs what its optimizer could not fold
             if program is None:
-                program = _captured(quantized.graph, spec)
+                program = exported_again(quantized.graph, spec)
             program = _exact(program, spec)
             outputs = output_names(program, spec)
             made = torch.onnx.export(
@@ -206,7 +206,7 @@ def _exact(program: Any, spec: LowerSpec) -> Any:
         if node.target is torch.ops.aten.view.default:
             node.target = torch.ops.aten.reshape.default
     module.recompile()
-    return _captured(module, spec)
+    return exported_again(module, spec)
 
 
 def _leave_out_unseen_rows(module: Any) -> bool:
@@ -398,14 +398,6 @@ def _drop_saturated_clamps(proto: Any) -> None:  # noqa: C901  # one pattern, re
             dropped.append(node)
     for node in dropped:
         graph.node.remove(node)
-
-
-def _captured(graph: Any, spec: LowerSpec) -> Any:
-    """Return a quantized graph as an exported program, for batches of any size where that is asked for."""
-    import torch
-
-    inputs = tuple(torch.zeros(item.shape, dtype=getattr(torch, item.dtype)) for item in traced_at(spec.inputs))
-    return exported(graph, inputs, spec.inputs)
 
 
 def _refused(err: BaseException, program: Any) -> UnsupportedError:

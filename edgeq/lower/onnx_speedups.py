@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from edgeq.core.system import replaced
+from edgeq.lower.lift import is_fresh
 from edgeq.lower.speedups import Patch, deferred_codegen, patched
 
 WRITTEN_FOR = {"torch": "2.15.0", "onnxscript": "0.7.2"}
@@ -141,18 +142,8 @@ def _name_as_traced(graph: Any) -> None:
 
 def _is_fresh(node: Any) -> bool:
     """Whether nothing else reads the memory that a node writes to, and its functional form gives the same dtype."""
-    import torch
-
     written = node.args[0]
-    if (
-        written.op != "call_function"
-        or len(written.users) != 1
-        or not isinstance(written.target, torch._ops.OpOverload)
-    ):
-        return False
-    if any(item.meta["val"].dtype != node.meta["val"].dtype for item in node.all_input_nodes):
-        return False
-    return all(value.alias_info is None for value in written.target._schema.returns)
+    return is_fresh(written) and all(item.meta["val"].dtype == node.meta["val"].dtype for item in node.all_input_nodes)
 
 
 PATCHES: tuple[Patch, ...] = (deferred_codegen, operators_first, needed_decompositions)

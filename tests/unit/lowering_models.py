@@ -103,19 +103,22 @@ ZOO = {
 
 
 def exported(kind, inputs, scheme):
+    if scheme == "fp32":
+        torch.manual_seed(0)
+        return torch.export.export(kind().eval(), inputs)
+    return torch.export.export(converted(kind, inputs, scheme), inputs)
+
+
+def converted(kind, inputs, scheme):
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
         XNNPACKQuantizer,
         get_symmetric_quantization_config,
     )
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-    torch.manual_seed(0)
-    model = kind().eval()
-    program = torch.export.export(model, inputs)
-    if scheme == "fp32":
-        return program
+    program = exported(kind, inputs, "fp32")
     config = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=scheme == "dynamic-int8")
     prepared = prepare_pt2e(program.module(), XNNPACKQuantizer().set_global(config))
     with torch.no_grad():
         prepared(*inputs)
-    return torch.export.export(convert_pt2e(prepared), inputs)
+    return convert_pt2e(prepared)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from edgeq.core.system import replaced
-from edgeq.lower.speedups import Patch, deferred_codegen, patched
+from edgeq.lower.speedups import Patch, deferred_codegen, materialized_once, patched
 
 WRITTEN_FOR = {"torch": "2.15.0", "executorch": "1.5.1"}
 
@@ -129,19 +129,6 @@ def single_decomposition() -> Iterator[None]:
         return program
 
     with replaced(ExportedProgram, "run_decompositions", run_decompositions):
-        yield
-
-
-@contextlib.contextmanager
-def materialized_once() -> Iterator[None]:
-    """List the dispatcher's composite operators once.
-
-    torch asks the dispatcher for them once a namespace for every table of decompositions, some 70 times each.
-    Upstream: one call in `_collect_all_valid_cia_ops`, before its loop over the namespaces.
-    """
-    from torch._export import utils
-
-    with replaced(utils, "_materialize_cpp_cia_ops", functools.cache(utils._materialize_cpp_cia_ops)):
         yield
 
 

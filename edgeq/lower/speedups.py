@@ -8,6 +8,7 @@ turns all of them off. The artifact is the same, byte for byte.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
 import os
 import warnings
@@ -112,3 +113,16 @@ class _PendingCode:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._module._graph.python_code(root_module="self"), name)
+
+
+@contextlib.contextmanager
+def materialized_once() -> Iterator[None]:
+    """List the dispatcher's composite operators once.
+
+    torch asks the dispatcher for them once a namespace for every table of decompositions, some 70 times each.
+    Upstream: one call in `_collect_all_valid_cia_ops`, before its loop over the namespaces.
+    """
+    from torch._export import utils
+
+    with replaced(utils, "_materialize_cpp_cia_ops", functools.cache(utils._materialize_cpp_cia_ops)):
+        yield

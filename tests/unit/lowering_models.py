@@ -116,9 +116,12 @@ def converted(kind, inputs, scheme):
     )
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
+    from edgeq.quantize.pt2e import _norm_patterns_where_norms_are
+
     program = exported(kind, inputs, "fp32")
     config = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=scheme == "dynamic-int8")
-    prepared = prepare_pt2e(program.module(), XNNPACKQuantizer().set_global(config))
+    with _norm_patterns_where_norms_are():  # seconds for each model otherwise
+        prepared = prepare_pt2e(program.module(), XNNPACKQuantizer().set_global(config))
     with torch.no_grad():
         prepared(*inputs)
     return convert_pt2e(prepared)

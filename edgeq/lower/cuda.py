@@ -14,6 +14,7 @@ from typing import Any
 
 from edgeq.core.errors import UnsupportedError, first_line
 from edgeq.core.results.model import Companion, CudaFacts, Layer, LoweredModel, QuantizedModel
+from edgeq.core.speedups import decomposed
 from edgeq.lower.layers import archive_elements, graph_layer
 from edgeq.lower.spec import LowerSpec
 from edgeq.lower.torchscript import example_script
@@ -116,7 +117,7 @@ def _capability() -> str:
 
 def _without_origins(program: Any) -> Any:
     """Return the program without stack traces, names of the user's files and sample inputs."""
-    plain = program.run_decompositions({})  # a copy of the graph
+    plain = decomposed(program, {})  # a copy of the graph
     for part in plain.graph_module.modules():
         for node in getattr(getattr(part, "graph", None), "nodes", ()):
             for key in _ORIGINS:

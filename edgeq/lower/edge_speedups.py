@@ -9,8 +9,8 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from edgeq.core.speedups import DECOMPOSITIONS, Patch, deferred_codegen, patched
 from edgeq.core.system import replaced
-from edgeq.lower.speedups import Patch, deferred_codegen, materialized_once, patched
 
 WRITTEN_FOR = {"torch": "2.15.0", "executorch": "1.5.1"}
 
@@ -136,7 +136,7 @@ PATCHES: tuple[Patch, ...] = (
     deferred_codegen,
     remembered_fake_values,
     single_decomposition,
-    materialized_once,
+    *DECOMPOSITIONS,
 )
 
 

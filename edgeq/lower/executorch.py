@@ -20,6 +20,7 @@ from edgeq.core.results.model import Layer, LoweredModel, QuantizedModel
 from edgeq.core.runtimes import ETHOS_U
 from edgeq.core.samples import varying_sizes
 from edgeq.core.schemes import FLOAT_SCHEMES
+from edgeq.core.speedups import decomposed
 from edgeq.core.system import replaced
 from edgeq.lower import coreml, ethos, vulkan
 from edgeq.lower.coreml_package import read_contents, weights_sqnr_db
@@ -182,7 +183,7 @@ def _expressible(program: Any) -> Any:
         parts = torch.view_as_real(x)
         return torch.atan2(parts[..., 1], parts[..., 0])
 
-    return program.run_decompositions({prelu: split, magnitude: root, phase: atan2})
+    return decomposed(program, {prelu: split, magnitude: root, phase: atan2})
 
 
 # views of a weight that are constants like it

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from edgeq.core.operators import exported, traced_at
+from edgeq.core.speedups import patched
 from edgeq.core.system import replaced
 from edgeq.lower.spec import LowerSpec
-from edgeq.lower.speedups import patched
 
 WRITTEN_FOR = {"torch": "2.15.0"}
 

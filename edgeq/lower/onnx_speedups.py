@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
+from edgeq.core.speedups import DECOMPOSITIONS, Patch, deferred_codegen, patched
 from edgeq.core.system import replaced
 from edgeq.lower.lift import is_fresh
-from edgeq.lower.speedups import Patch, deferred_codegen, materialized_once, patched
 
 WRITTEN_FOR = {"torch": "2.15.0", "onnxscript": "0.7.2"}
 
@@ -180,7 +180,7 @@ def _is_fresh(node: Any) -> bool:
 
 PATCHES: tuple[Patch, ...] = (
     deferred_codegen,
-    materialized_once,
+    *DECOMPOSITIONS,
     one_registry,
     operators_first,
     needed_decompositions,

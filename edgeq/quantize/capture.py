@@ -35,6 +35,7 @@ from edgeq.core.operators import (
 )
 from edgeq.core.results.model import LoadedModel, ModelWork, TensorSpec
 from edgeq.core.samples import Sizes, fixed_at, sizes_text, tried_sizes, varying_outputs, varying_sizes
+from edgeq.core.speedups import decomposed
 from edgeq.core.system import Uncompiled, replaced, unlogged
 
 MODULE_KEY = "edgeq_module"  # survives decomposition and lowering in `meta["custom"]`
@@ -187,7 +188,7 @@ def capture(model: LoadedModel) -> Any:
         program = model.model
         held = [node.target for node in program.graph.nodes if str(node.target) == DEFORM]
         if held:
-            program = program.run_decompositions({held[0]: plain_deform_conv2d})
+            program = decomposed(program, {held[0]: plain_deform_conv2d})
     else:
         try:
             with silenced(), _plain_bags(), plain_operators(), _noted(guards):
@@ -210,7 +211,7 @@ def capture(model: LoadedModel) -> Any:
     if any(_writes(node) for node in _computed_from_constants(program)):
         # Swin V2 zeroes a part of a copied bias: without writes in place, that is a constant like others
         with silenced(), open_steps(model.inputs):
-            program = program.run_decompositions({})
+            program = decomposed(program, {})
     return with_constants(with_modules(plain_pads(plain_convolutions(program))), inputs, model.inputs)
 
 

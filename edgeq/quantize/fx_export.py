@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from edgeq.core.operators import exported, open_steps, plain_operators
 from edgeq.core.results.model import TensorSpec
+from edgeq.core.speedups import decomposed
 from edgeq.quantize.capture import example_tensors, plain_convolutions, silenced, with_constants
 from edgeq.quantize.pt2e_workarounds import coordinates, without_copies
 
@@ -95,7 +96,7 @@ def exported_graph(module: Any, specs: Sequence[TensorSpec]) -> Any:
             program = exported(module, inputs, specs)
         with open_steps(specs):
             # without writes in place, so that what is computed from weights alone can be told
-            program = plain_convolutions(program).run_decompositions({})
+            program = decomposed(plain_convolutions(program), {})
         program = with_constants(program, inputs, specs)
         graph_module = without_copies(program.module(check_guards=False))
     graph = graph_module.graph

@@ -15,6 +15,7 @@ from edgeq.core.half import emulation
 from edgeq.core.operators import exported
 from edgeq.core.results.model import TensorSpec
 from edgeq.core.samples import Dataset, batches
+from edgeq.core.speedups import decomposed
 from edgeq.quantize.capture import MODULE_KEY, example_tensors, silenced
 
 # What torch.autocast computes in float32: exponentials, powers and long sums leave half's range or its 11 bits first.
@@ -43,7 +44,7 @@ def functional_graph(program: Any) -> Any:
 
     Its tensors are those of the program, and are never changed, only exchanged.
     """
-    module = program.run_decompositions({}).module()
+    module = decomposed(program, {}).module()
     for node in list(module.graph.nodes):
         # the first guards shapes, which the artifact's own program does; the second would forbid another dtype
         if node.op == "call_module" or op_name(node) == "_assert_tensor_metadata":

@@ -21,6 +21,7 @@ from edgeq.core.results.model import (
 )
 from edgeq.core.runtimes import ETHOS_U, has_int8_recurrent
 from edgeq.core.schemes import SMALLEST_SCALE
+from edgeq.core.speedups import decomposed
 from edgeq.core.system import replaced
 from edgeq.quantize import ethos
 from edgeq.quantize.before_logs import IN_FLOAT_BY_PLAN, leave_lost_fronts_in_float, multiplies
@@ -332,7 +333,7 @@ def _unrolled(program: Any) -> Any:
     kinds = [aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input]
     if not any(node.target in kinds for node in program.graph.nodes):
         return program
-    return program.run_decompositions(get_decompositions(kinds))
+    return decomposed(program, get_decompositions(kinds))
 
 
 def _prepared(graph: Any, quantizer: Any) -> Any:

@@ -54,6 +54,7 @@ import torch
 from torch import nn
 
 from edgeq.core.errors import UnsupportedError, traced_line
+from edgeq.core.speedups import decomposed
 from edgeq.quantize.capture import with_modules
 from edgeq.quantize.fake_quant import part_at
 
@@ -96,7 +97,7 @@ def functional(program: Any) -> Any:
     """
     if not _reads_after_write(program.graph):
         return program
-    return with_modules(program.run_decompositions({}))
+    return with_modules(decomposed(program, {}))
 
 
 def without_copies(graph: Any) -> Any:

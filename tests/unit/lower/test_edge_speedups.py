@@ -7,7 +7,7 @@ import torch
 from lowering_models import IMAGE, ZOO, Residual, exported
 
 from edgeq.lower.edge_speedups import speedups
-from edgeq.lower.speedups import PLAIN
+from edgeq.core.speedups import PLAIN
 
 pytestmark = pytest.mark.slow
 

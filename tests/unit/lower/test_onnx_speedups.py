@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 from edgeq.core.system import quiet
 from edgeq.lower.onnx import OPSET, _strip
 from edgeq.lower.onnx_speedups import speedups
-from edgeq.lower.speedups import PLAIN
+from edgeq.core.speedups import PLAIN
 
 
 class Written(nn.Module):

@@ -1,4 +1,4 @@
-"""Lowering without repeated work: what the faster ways of ExecuTorch and of torch.onnx share.
+"""Export and lowering without repeated work: what the faster ways of torch.export, ExecuTorch and torch.onnx share.
 
 Each patch is a context manager whose docstring says what the library does, what the patch saves, and how upstream could
 do it. It is written for certain versions: with any other `patched` warns and changes nothing. `EDGEQ_PLAIN_LOWERING=1`
@@ -126,3 +126,66 @@ def materialized_once() -> Iterator[None]:
 
     with replaced(utils, "_materialize_cpp_cia_ops", functools.cache(utils._materialize_cpp_cia_ops)):
         yield
+
+
+@contextlib.contextmanager
+def overridden_at_once() -> Iterator[None]:
+    """Set the kernels of an operator for a decomposition by one update of their table.
+
+    A trace for decompositions overrides some 290 composite operators and puts them back, twice: 14 kernels each, and
+    every one by a call that checks its kind and clears the operator's cache: 0.1 s.
+    Upstream: one `py_kernels.update` for each operator in `_override_composite_implicit_decomp`.
+    """
+    import torch
+    from torch.export import exported_program
+
+    registered = exported_program._is_op_registered_to_fake_rule
+    backends, autograds = (
+        exported_program._BACKEND_KEYS_TO_OVERRIDE,
+        exported_program._AUTOGRAD_ALIAS_BACKEND_KEYS_TO_OVERRIDE,
+    )
+    composite = torch._C.DispatchKey.CompositeImplicitAutograd
+
+    def first_of(compute: Callable[..., Any]) -> Callable[..., Any]:
+        def run(fake_tensor_mode: Any, _op: Any, *args: Any, **kwargs: Any) -> Any:
+            with fake_tensor_mode:
+                return compute(*args, **kwargs)
+
+        return run
+
+    @contextlib.contextmanager
+    def override(callables: Mapping[Any, Callable[..., Any]]) -> Iterator[None]:
+        before = {op: op.py_kernels.copy() for op in callables}
+        for op, decompose in callables.items():
+            compute = exported_program._get_decomp_for_cia(op)
+            without_gradient = exported_program.autograd_not_implemented(op, deferred_error=True)
+            if not registered(op):
+                exported_program.register_op_impl(op)(first_of(compute))
+            own = {**dict.fromkeys(autograds, without_gradient), **before[op], composite: decompose}
+            op.py_kernels.update({**dict.fromkeys(backends, compute), **own})
+            op._dispatch_cache.clear()
+        try:
+            yield
+        finally:
+            for op, kernels in before.items():
+                op.py_kernels.clear()
+                op.py_kernels.update(kernels)
+                op._dispatch_cache.clear()
+                exported_program._deregister_op_impl(op)
+
+    with replaced(exported_program, "_override_composite_implicit_decomp", override):
+        yield
+
+
+DECOMPOSITIONS: tuple[Patch, ...] = (materialized_once, overridden_at_once)
+
+
+def decomposed(program: Any, table: Mapping[Any, Callable[..., Any]]) -> Any:
+    """Return a torch.export.ExportedProgram traced for decompositions: `ExportedProgram.run_decompositions`, faster.
+
+    Args:
+        program: it stays as it is.
+        table: what becomes of operators; empty to make a program functional alone.
+    """
+    with patched(DECOMPOSITIONS, {"torch": "2.15.0"}):
+        return program.run_decompositions(table)

@@ -8,8 +8,8 @@ import zipfile
 from typing import Any
 
 from edgeq.bundle.reader import open_regular
-from edgeq.core.arrays import NDArray, np
 from edgeq.core.errors import EdgeqError, IntegrityError, first_line
+from edgeq.core.lazy import NDArray, np
 from edgeq.core.manifest import GOLDEN_NAME, Bundle, Manifest, Tensor
 from edgeq.core.preprocess import apply
 from edgeq.core.results.model import TensorSpec

@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from edgeq.bundle.example import EXAMPLE_NAME, example_script, has_example
-from edgeq.core.arrays import NDArray, np
 from edgeq.core.errors import ExitCode
 from edgeq.core.files import disk_errors, sha256_file
+from edgeq.core.lazy import NDArray, np
 from edgeq.core.manifest import (
     GOLDEN_NAME,
     MANIFEST_NAME,

@@ -1,4 +1,7 @@
-"""Submodules that are imported when they are first used, so that `edgeq --help` and completion stay quick."""
+"""What is imported when it is first used: submodules and NumPy.
+
+So `edgeq --help` and completion stay quick, and bundles are read, installed and released without NumPy.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,28 @@ import importlib
 import importlib.util
 from collections.abc import Callable
 from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+else:
+
+    class _NumPy(ModuleType):
+        def __getattr__(self, name: str) -> Any:
+            value = getattr(importlib.import_module("numpy"), name)
+            setattr(self, name, value)  # the next look-up does not come here
+            return value
+
+    class NDArray:
+        """Stands in annotations for numpy.typing.NDArray."""
+
+        def __class_getitem__(cls, _dtype: Any) -> type:
+            return cls
+
+    np = _NumPy("numpy")
+
+__all__ = ["NDArray", "np", "submodules_of"]
 
 
 def submodules_of(package: str) -> Callable[[str], ModuleType]:

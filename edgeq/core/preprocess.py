@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from edgeq.core.arrays import NDArray, np
 from edgeq.core.errors import UsageError, nearest
+from edgeq.core.lazy import NDArray, np
 from edgeq.core.schema import explain, read_toml
 
 _MOST_SIDE = 16384

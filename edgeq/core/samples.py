@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from edgeq.core.arrays import NDArray, np
 from edgeq.core.errors import UsageError, VerificationError
+from edgeq.core.lazy import NDArray, np
 from edgeq.core.results.model import TensorSpec, VaryingSize
 
 Outputs = tuple["NDArray[Any]", ...]

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeq.core.arrays import np
 from edgeq.core.errors import UnsupportedError, first_line
+from edgeq.core.lazy import np
 
 REFERENCE_NAME = "reference.zip"  # of a bundle: the TOSA programs that vela compiled, beside the artifact
 

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgeq.core.arrays import NDArray, np
 from edgeq.core.errors import EnvironmentProblem
+from edgeq.core.lazy import NDArray, np
 from edgeq.core.preprocess import Preprocess
 from edgeq.core.system import install_command
 

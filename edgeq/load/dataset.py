@@ -9,9 +9,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from edgeq.core.arrays import NDArray, np
 from edgeq.core.config import DataConfig
 from edgeq.core.errors import UsageError, first_line
+from edgeq.core.lazy import NDArray, np
 from edgeq.core.preprocess import Preprocess
 from edgeq.core.results.model import TensorSpec
 from edgeq.core.samples import Dataset, Sample

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeq.core.arrays import NDArray, np
 from edgeq.core.errors import UsageError, first_line, nearest
+from edgeq.core.lazy import NDArray, np
 from edgeq.core.preprocess import Preprocess, apply
 from edgeq.core.results.model import TensorSpec
 from edgeq.core.samples import Dataset, Sample

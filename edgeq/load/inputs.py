@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from edgeq.core.arrays import NDArray, np
 from edgeq.core.errors import UnsupportedError, UsageError, first_line, nearest
+from edgeq.core.lazy import NDArray, np
 from edgeq.core.operators import exported
 from edgeq.core.preprocess import Preprocess
 from edgeq.core.results.model import FILE_KINDS, LoadedModel, TensorSpec, VaryingSize

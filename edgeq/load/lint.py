@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgeq.core.arrays import NDArray, np
+from edgeq.core.lazy import NDArray, np
 from edgeq.core.preprocess import Preprocess
 from edgeq.core.results.model import TensorSpec
 from edgeq.core.results.report import DataFinding

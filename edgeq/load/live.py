@@ -19,9 +19,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from edgeq.core.arrays import NDArray
 from edgeq.core.config import DataConfig
 from edgeq.core.errors import UsageError, first_line
+from edgeq.core.lazy import NDArray
 from edgeq.core.preprocess import Preprocess
 from edgeq.core.results.model import TensorSpec
 from edgeq.core.samples import Dataset, data_specs, state_specs

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from edgeq.core.arrays import NDArray, np
 from edgeq.core.errors import UsageError, first_line, nearest
+from edgeq.core.lazy import NDArray, np
 from edgeq.core.preprocess import Preprocess, apply
 from edgeq.core.results.model import TensorSpec
 from edgeq.core.samples import Sample, data_specs, state_specs

@@ -8,8 +8,8 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from edgeq.core.arrays import NDArray, np
 from edgeq.core.errors import UsageError
+from edgeq.core.lazy import NDArray, np
 from edgeq.core.samples import Dataset
 
 

@@ -17,8 +17,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgeq.core.arrays import NDArray
 from edgeq.core.errors import UnsupportedError, UsageError, calling_line, nearest
+from edgeq.core.lazy import NDArray
 from edgeq.core.results.model import TensorSpec
 from edgeq.core.system import Uncompiled
 from edgeq.load.inputs import bounded, random_inputs, tensor_spec

@@ -19,8 +19,8 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any, NamedTuple
 
-from edgeq.core.arrays import NDArray, np
 from edgeq.core.errors import EdgeqError, UsageError, first_line, nearest
+from edgeq.core.lazy import NDArray, np
 
 Metric = Callable[[tuple[NDArray[Any], ...], Any], float]
 

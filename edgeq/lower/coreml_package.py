@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeq.core.arrays import NDArray, np
+from edgeq.core.lazy import NDArray, np
 from edgeq.core.results.model import QuantizedModel
 
 PACKAGE = "model.mlpackage"

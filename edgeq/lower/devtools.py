@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from edgeq.core.arrays import NDArray, np
 from edgeq.core.errors import UnsupportedError, first_line
+from edgeq.core.lazy import NDArray, np
 
 
 def write_etrecord(program: Any, path: Path) -> None:

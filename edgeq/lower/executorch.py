@@ -25,7 +25,7 @@ from edgeq.core.system import replaced
 from edgeq.lower import coreml, ethos, vulkan
 from edgeq.lower.coreml_package import read_contents, weights_sqnr_db
 from edgeq.lower.devtools import write_etrecord
-from edgeq.lower.edge_speedups import speedups
+from edgeq.lower.edge_speedups import speedups, vulkan_speedups
 from edgeq.lower.layers import MODULE_KEY, delegated_share, graph_layer, is_of_input
 from edgeq.lower.lift import exported_again
 from edgeq.lower.spec import LowerSpec
@@ -471,6 +471,10 @@ def _as_it_is(_quantized: QuantizedModel, _program: Any) -> Iterator[None]:
     yield
 
 
+def _vulkan_passes(_quantized: QuantizedModel, _program: Any) -> AbstractContextManager[None]:
+    return vulkan_speedups()
+
+
 def _as_in_the_program(_quantized: QuantizedModel, program: Any) -> DelegateFacts:
     return DelegateFacts(stored=_stored(program))
 
@@ -534,7 +538,7 @@ DELEGATES: dict[str, Delegate] = {
     "vulkan": Delegate(
         title="VulkanPartitioner",
         partitioner=vulkan.partitioner,
-        around=_as_it_is,
+        around=_vulkan_passes,
         check=_no_check,
         facts=_vulkan,
     ),

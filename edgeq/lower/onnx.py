@@ -10,8 +10,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeq.core.arrays import np
 from edgeq.core.errors import UnsupportedError, UsageError, first_line
+from edgeq.core.lazy import np
 from edgeq.core.ort_format import required_operators
 from edgeq.core.results.model import Layer, LoweredModel, ModelWork, Operator, QuantizedModel, TensorSpec
 from edgeq.core.samples import varying_sizes

@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from edgeq.core.arrays import NDArray, np
 from edgeq.core.errors import UnsupportedError, first_line
+from edgeq.core.lazy import NDArray, np
 from edgeq.core.results.model import Layer, LoweredModel, QuantizedModel, TensorSpec
 from edgeq.core.schemes import INT8_STEPS
 from edgeq.core.system import openvino

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeq.core.arrays import NDArray, np
 from edgeq.core.errors import UnsupportedError, first_line
+from edgeq.core.lazy import NDArray, np
 from edgeq.core.results.model import StoredLayer
 from edgeq.lower.torchscript_archive import DTYPES, Call, Instance, place, read, values, walk
 

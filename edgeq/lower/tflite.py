@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeq.core.arrays import NDArray, np
+from edgeq.core.lazy import NDArray, np
 from edgeq.core.results.model import Layer
 from edgeq.core.schemes import INT8_STEPS, SMALLEST_SCALE
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeq.core.arrays import NDArray, np
 from edgeq.core.errors import UnsupportedError
+from edgeq.core.lazy import NDArray, np
 
 # beside what debugging needs, the inputs that the model was traced with
 _DROPPED = re.compile(

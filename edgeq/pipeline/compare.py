@@ -13,9 +13,9 @@ from typing import Any
 from edgeq.bundle.golden import model_inputs, read_golden
 from edgeq.bundle.reader import read_bundle
 from edgeq.bundle.run_report import read_report
-from edgeq.core.arrays import np
 from edgeq.core.config import DataConfig, Progress
 from edgeq.core.errors import UnsupportedError, UsageError, VerificationError
+from edgeq.core.lazy import np
 from edgeq.core.manifest import Bundle, Manifest, Tensor
 from edgeq.core.results.measured import OutputComparison
 from edgeq.core.results.model import LayerSqnrs, TensorSpec

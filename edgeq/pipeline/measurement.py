@@ -24,10 +24,10 @@ from edgeq.check.artifact import outputs_gate, parity_gate
 from edgeq.check.bundle import golden_gate, limit_gates
 from edgeq.check.device import device_gate
 from edgeq.check.gate import unverified
-from edgeq.core.arrays import np
 from edgeq.core.config import GateOptions
 from edgeq.core.errors import EnvironmentProblem, IntegrityError, UsageError, VerificationError
 from edgeq.core.files import disk_errors, write_atomic
+from edgeq.core.lazy import np
 from edgeq.core.manifest import MANIFEST_NAME, Bundle, GateVerdict, Manifest, manifest_bytes
 from edgeq.core.measurement import (
     MAX_VERDICT_BYTES,

@@ -15,10 +15,10 @@ from edgeq.check import release as release_checks
 from edgeq.check.gate import at_most
 from edgeq.check.release import _ok, _unmeasured, contract_gate
 from edgeq.check.stores import find_store_limit
-from edgeq.core.arrays import NDArray, np
 from edgeq.core.config import DataConfig, GateOptions, Progress
 from edgeq.core.errors import EdgeqError, ExitCode, UsageError
 from edgeq.core.intervals import effective_count, samples_for_drop, samples_for_share, share
+from edgeq.core.lazy import NDArray, np
 from edgeq.core.manifest import Bundle, Manifest
 from edgeq.core.results.measured import ClassDrop, Fidelity
 from edgeq.core.results.report import CheckReport, Gate, Reuse

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgeq.config.resolve import with_demo_data
-from edgeq.core.arrays import np
 from edgeq.core.config import Job, Progress
+from edgeq.core.lazy import np
 from edgeq.core.preprocess import load_preprocess
 from edgeq.core.results.report import gate_text
 from edgeq.core.samples import fixed_at, tried_sizes

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from edgeq.config.resolve import with_demo_data
-from edgeq.core.arrays import np
 from edgeq.core.config import REJECTED_NAME, Job, Progress
 from edgeq.core.errors import FoundErrors, UsageError, VerificationError, first_line, raise_findings
+from edgeq.core.lazy import np
 from edgeq.core.manifest import ETDUMP_NAME, check_slug
 from edgeq.core.marks import is_built_in_metric
 from edgeq.core.preprocess import Preprocess, load_preprocess

@@ -11,10 +11,10 @@ from typing import Any
 from edgeq.bundle.reader import read_bundle
 from edgeq.bundle.run_report import read_report
 from edgeq.check.fidelity import worst_part
-from edgeq.core.arrays import np
 from edgeq.core.config import Job
 from edgeq.core.errors import UnsupportedError, UsageError
 from edgeq.core.files import cache_folder, canonical_json, sha256_bytes
+from edgeq.core.lazy import np
 from edgeq.core.manifest import Bundle
 from edgeq.core.results.artifact import Inputs
 from edgeq.core.results.measured import Fidelity

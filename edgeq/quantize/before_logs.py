@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from edgeq.core.arrays import np
+from edgeq.core.lazy import np
 from edgeq.core.samples import evenly
 from edgeq.quantize.calibrate import calibrate
 from edgeq.quantize.spec import QuantizeSpec

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from edgeq.core.arrays import np
 from edgeq.core.config import Task
 from edgeq.core.errors import EnvironmentProblem, UsageError, first_line
+from edgeq.core.lazy import np
 from edgeq.core.results.model import TensorSpec
 from edgeq.core.samples import Dataset, Sample, batches
 from edgeq.core.schemes import ObserverName

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from edgeq.core.arrays import np
 from edgeq.core.config import QatConfig, Task
+from edgeq.core.lazy import np
 from edgeq.core.results.model import TensorSpec
 from edgeq.core.samples import Batch, Dataset, batch_size, batches
 from edgeq.quantize.fake_quant import RANGE_SUFFIX

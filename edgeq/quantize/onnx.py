@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeq.core.arrays import np
 from edgeq.core.config import Progress, Task
 from edgeq.core.errors import UnsupportedError, UsageError, first_line
+from edgeq.core.lazy import np
 from edgeq.core.results.model import TensorSpec
 from edgeq.core.samples import Dataset, batches
 from edgeq.core.schemes import ObserverName, used_observer

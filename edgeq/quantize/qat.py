@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeq.core.arrays import np
 from edgeq.core.config import Task
 from edgeq.core.errors import AccuracyError, UnsupportedError, UsageError, first_line
 from edgeq.core.files import canonical_json, sha256_bytes, write_atomic
+from edgeq.core.lazy import np
 from edgeq.core.results.model import TunedWeights, Tuning
 from edgeq.core.samples import Dataset
 from edgeq.quantize.spec import QatSpec, QuantizeSpec

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgeq.core.arrays import np
+from edgeq.core.lazy import np
 from edgeq.core.results.model import KeptValues, ReuseTolerances, Scores, StoredLayer
 from edgeq.quantize.qparams import CLIPPED, Settled, WeightTensor, settle, weight_tensors
 from edgeq.quantize.spec import QuantizeSpec, ReuseSpec

@@ -13,9 +13,9 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgeq.core.arrays import NDArray, np
 from edgeq.core.errors import EdgeqError, UsageError
 from edgeq.core.intervals import effective_count
+from edgeq.core.lazy import NDArray, np
 from edgeq.core.results.measured import ClassDrop, Fidelity, Flip, FlipPair, Flips, Interval, OutputAgreement, Parity
 from edgeq.core.results.model import TensorSpec
 from edgeq.core.samples import Batch, Outputs, Sample, batch_size

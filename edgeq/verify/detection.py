@@ -8,8 +8,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from edgeq.core.arrays import NDArray, np
 from edgeq.core.errors import UsageError
+from edgeq.core.lazy import NDArray, np
 from edgeq.core.system import check_extras
 
 _THRESHOLDS = 10  # of the overlap of boxes: 0.50, 0.55, … 0.95

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgeq.core.arrays import NDArray, np
+from edgeq.core.lazy import NDArray, np
 from edgeq.core.results.measured import DriftReport, OutputDrift
 from edgeq.core.samples import Batch, Feedback, Outputs, batches, state_specs
 from edgeq.core.schemes import FLOAT_SCHEMES

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeq.core.arrays import NDArray
+from edgeq.core.lazy import NDArray
 from edgeq.core.vela import REFERENCE_NAME, compile_tosa, stream_blocks
 from edgeq.verify.runtimes import Runner
 

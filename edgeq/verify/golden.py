@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from edgeq.core.arrays import NDArray, np
+from edgeq.core.lazy import NDArray, np
 from edgeq.core.results.measured import GoldenComparison
 from edgeq.core.results.report import GoldenSet
 from edgeq.core.samples import Outputs, Sample

@@ -18,7 +18,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from edgeq.core.arrays import NDArray
 from edgeq.core.config import Progress
 from edgeq.core.errors import (
     EdgeqError,
@@ -28,6 +27,7 @@ from edgeq.core.errors import (
     VerificationError,
     telling_line,
 )
+from edgeq.core.lazy import NDArray
 from edgeq.core.results.measured import Gpu
 from edgeq.core.system import missing_module
 from edgeq.verify import wire

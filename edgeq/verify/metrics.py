@@ -9,9 +9,9 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, 
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgeq.core.arrays import NDArray, np
 from edgeq.core.errors import UsageError
 from edgeq.core.intervals import effective_count, matched_pairs, mean_difference_half_width, share, two_sided_z
+from edgeq.core.lazy import NDArray, np
 from edgeq.core.results.measured import ClassDrop, GroupFidelity, Interval
 from edgeq.core.samples import Batch, Dataset, Outputs, Sample, rows_of
 from edgeq.verify.channels import OutputChannels

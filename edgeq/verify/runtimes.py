@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeq.core.arrays import NDArray, np
 from edgeq.core.half import emulation
+from edgeq.core.lazy import NDArray, np
 from edgeq.core.ort_format import required_operators
 from edgeq.core.safe_load import Untrusted, check_external_data, check_torchscript, load_program
 from edgeq.core.socs import Soc, find_soc

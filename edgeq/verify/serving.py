@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from edgeq.core.arrays import NDArray, np
 from edgeq.core.errors import EnvironmentProblem, VerificationError
+from edgeq.core.lazy import NDArray, np
 from edgeq.core.results.measured import DeviceMeasures
 from edgeq.core.samples import Outputs
 from edgeq.core.system import host_arch

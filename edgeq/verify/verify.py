@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from edgeq.core.arrays import NDArray, np
 from edgeq.core.errors import EdgeqError, UnsupportedError, UsageError, VerificationError
+from edgeq.core.lazy import NDArray, np
 from edgeq.core.results.measured import (
     MAX_SPREAD,
     BeyondRun,

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from edgeq.core.arrays import NDArray, np
+from edgeq.core.lazy import NDArray, np
 
 _LENGTH = struct.Struct("<Q")
 

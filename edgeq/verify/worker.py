@@ -23,8 +23,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from edgeq.core.arrays import NDArray
 from edgeq.core.errors import UsageError
+from edgeq.core.lazy import NDArray
 from edgeq.core.runtimes import ETHOS_U
 from edgeq.verify import wire
 from edgeq.verify.ethos import EthosU

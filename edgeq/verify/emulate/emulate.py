@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeq.core.arrays import np
 from edgeq.core.config import Progress, Task
 from edgeq.core.errors import UnsupportedError, VerificationError
+from edgeq.core.lazy import np
 from edgeq.core.results.artifact import Observed
 from edgeq.core.results.measured import Agreement, DeviceRun, Emulation
 from edgeq.core.samples import Batch, Outputs, Sample

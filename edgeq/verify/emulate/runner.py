@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import IO, Any, Protocol
 
-from edgeq.core.arrays import NDArray, np
 from edgeq.core.errors import EdgeqError, EnvironmentProblem, UnsupportedError, UsageError, VerificationError
+from edgeq.core.lazy import NDArray, np
 from edgeq.verify.emulate.cpus import Cpu, make_root, qemu_path
 from edgeq.verify.emulate.install import Installed
 from edgeq.verify.host import executorch_error, onnx_error, signal_name

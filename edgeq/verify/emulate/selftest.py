@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeq.core.arrays import np
 from edgeq.core.config import Progress
 from edgeq.core.errors import EnvironmentProblem, VerificationError
 from edgeq.core.files import canonical_json, sha256_bytes, sha256_file, write_atomic
+from edgeq.core.lazy import np
 from edgeq.core.socs import Soc
 from edgeq.verify.emulate.cpus import Cpu, emulator_digest, qemu_version
 from edgeq.verify.emulate.install import Installed, emulator_folder, runtime_digest

@@ -6,8 +6,8 @@ import pytest
 import torch
 from lowering_models import IMAGE, ZOO, Residual, exported
 
-from edgeq.lower.edge_speedups import speedups
 from edgeq.core.speedups import PLAIN
+from edgeq.lower.edge_speedups import speedups
 
 pytestmark = pytest.mark.slow
 

@@ -8,10 +8,10 @@ from lowering_models import IMAGE, ZOO, exported
 from torch import nn
 from torch.export import ExportedProgram
 
+from edgeq.core.speedups import PLAIN
 from edgeq.core.system import quiet
 from edgeq.lower.onnx import OPSET, _strip
 from edgeq.lower.onnx_speedups import speedups
-from edgeq.core.speedups import PLAIN
 
 
 class Written(nn.Module):

@@ -264,6 +264,32 @@ def test_what_the_delegate_trips_over_stays_out_of_it(tmp_path, scheme):
     assert torch.allclose(model.model(x), torch.from_numpy(came.copy()), atol=1e-5 if scheme == "fp32" else 0.05)
 
 
+class Scored(nn.Module):
+    """A score of the whole input, without dimensions, and an output without elements."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+
+    def forward(self, x):
+        y = self.conv(x)
+        return y.mean(), y[:, :0], y
+
+
+def test_values_without_dimensions_or_elements_stay_in_float(tmp_path):
+    model = loaded(Scored(), IMAGE)
+    graph = quantized(model, "executorch", "static-int8", backend="xnnpack")
+    made = lowered(graph, (IMAGE,), tmp_path, "executorch", backend="xnnpack")
+    (x,) = example_tensors(model.inputs)
+    with HostRuntime() as runtime:
+        runtime.load(made.path, runtime="executorch", backend="xnnpack", threads=1)
+        outputs = runtime.run((x.numpy(),))
+    expected = model.model(x)
+    assert [came.shape for came in outputs] == [tuple(one.shape) for one in expected]
+    assert torch.allclose(expected[0], torch.from_numpy(outputs[0].copy()), atol=0.02)
+
+
 class Shrunk(nn.Module):
     """An int8 layer's output that an operator of the delegate and one outside of it read, in unlike layouts."""
 

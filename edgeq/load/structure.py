@@ -294,6 +294,11 @@ def adapted(module: Any, call: Call, seed: int) -> tuple[Any, tuple[str, ...]]:
         named = f" as {place!r}" if place else ""
         what = f"the model returns a value of type {type(other[1]).__name__}{named}, expected tensors"
         raise UnsupportedError(what, "drop it from the return value of forward, or make it a tensor")
+    parts = next((value for _, value in found if value.is_complex()), None)
+    if parts is not None:
+        dtype = str(parts.dtype).removeprefix("torch.")
+        what = f"the model returns values of {dtype}, expected real ones: runtimes on devices have no such type"
+        raise UnsupportedError(what, "return torch.view_as_real(x), whose last dimension is of size 2")
     paths = tuple(path for path, _ in found)
     names = _output_names(paths, [spec.name for spec in call.specs])
     if call.is_plain and _kind(result):

@@ -157,6 +157,13 @@ def test_a_value_that_is_not_a_tensor_is_named():
         adapted(module, call_with_examples(module, X, "net.py:model"), 0)
 
 
+def test_complex_results_are_refused_with_what_to_return_instead():
+    module = made(lambda x, *_: {"spectrum": torch.fft.rfft(x)}, positional)
+    with pytest.raises(UnsupportedError, match="values of complex64, expected real ones") as caught:
+        adapted(module, call_with_examples(module, X, "net.py:model"), 0)
+    assert "view_as_real" in caught.value.fix
+
+
 @pytest.mark.parametrize(
     ("texts", "names"),
     [

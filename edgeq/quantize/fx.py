@@ -242,7 +242,7 @@ def prepare(spec: QuantizeSpec) -> Any:
 
 
 def _has_hooks(part: Any) -> bool:
-    """Whether a module has hooks of the user's; PyTorch's own compute weights, as of pruning, which the module keeps."""
+    """Whether a module has hooks of the user's; PyTorch's own compute weights, which stay where they are."""
     hooks = (*part._forward_hooks.values(), *part._forward_pre_hooks.values())
     return any(not str(getattr(hook, "__module__", "")).startswith("torch.") for hook in hooks)
 

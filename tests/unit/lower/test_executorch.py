@@ -138,10 +138,17 @@ def test_what_executorch_cannot_express_is_unsupported(tmp_path):
     assert "TorchScript" in caught.value.fix
 
 
-def test_loggers_are_as_before():
-    artifact("executorch", "fp32", "xnnpack")
-    assert logging.getLogger().level == logging.WARNING
-    assert logging.getLogger("executorch").level == logging.NOTSET
+def test_tracebacks_that_torch_logs_are_not_shown(tmp_path, monkeypatch, caplog):
+    graph, _ = artifact("executorch", "fp32", "xnnpack")
+
+    def around(_quantized, _program):
+        logging.getLogger("torch._subclasses.fake_tensor").error("failed while attempting to run meta for aten.t")
+        return contextlib.nullcontext()
+
+    monkeypatch.setitem(DELEGATES, "xnnpack", dataclasses.replace(DELEGATES["xnnpack"], around=around))
+    lowered(graph, (IMAGE,), tmp_path, "executorch", backend="xnnpack")
+    assert not [one for one in caplog.records if one.levelno >= logging.ERROR]
+    assert logging.root.manager.disable == logging.NOTSET
 
 
 def test_sparing_the_patterns_changes_no_byte(tmp_path, monkeypatch, int8):

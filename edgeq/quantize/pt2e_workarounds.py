@@ -240,8 +240,8 @@ def leave_wide_softmax(graph: Any) -> None:
 def leave_scalars_and_empties(graph: Any) -> None:
     """Keep values without dimensions or elements in float: annotated, but as nothing.
 
-    XNNPACK's quantizer (ExecuTorch 1.5.1) gives `x.mean()` and `x[:, :0]` their input's range, whatever filter it has.
-    Its partitioner then takes neither, and nothing else dequantizes them: "Missing out variants".
+    XNNPACK's quantizer (ExecuTorch 1.5.1) gives `x.mean()` and `x[:, :0]` their input's range, also where its filter
+    leaves them out. Its partitioner then takes neither, and nothing else dequantizes them: "Missing out variants".
     """
     import torch
     from torchao.quantization.pt2e.quantizer import QuantizationAnnotation

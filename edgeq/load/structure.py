@@ -294,22 +294,33 @@ def adapted(module: Any, call: Call, seed: int) -> tuple[Any, tuple[str, ...]]:
         named = f" as {place!r}" if place else ""
         what = f"the model returns a value of type {type(other[1]).__name__}{named}, expected tensors"
         raise UnsupportedError(what, "drop it from the return value of forward, or make it a tensor")
+    parts = next((value for _, value in found if value.is_complex()), None)
+    if parts is not None:
+        dtype = str(parts.dtype).removeprefix("torch.")
+        what = f"the model returns values of {dtype}, expected real ones: runtimes on devices have no such type"
+        raise UnsupportedError(what, "return torch.view_as_real(x), whose last dimension is of size 2")
     paths = tuple(path for path, _ in found)
     names = _output_names(paths, [spec.name for spec in call.specs])
-    if call.is_plain and _is_plain(result):
+    if call.is_plain and _kind(result):
         return module, names
     return _with_forward(module, call, paths), names
 
 
-def _is_plain(result: Any) -> bool:
-    """Whether every runtime accepts a result unchanged: tensors in tuples, lists and dicts."""
+def _kind(result: Any) -> str:
+    """Return what a result is, such as "(T, [T])", or "" unless every runtime accepts it unchanged.
+
+    Those are tensors in tuples, and in lists and dicts whose values are all of one kind: TorchScript has no others.
+    """
     import torch
 
-    if type(result) is dict:
-        return all(_is_plain(value) for value in result.values())
-    if type(result) in (tuple, list):
-        return all(_is_plain(value) for value in result)
-    return isinstance(result, torch.Tensor)
+    if isinstance(result, torch.Tensor):
+        return "T"
+    if type(result) not in (tuple, list, dict):
+        return ""
+    kinds = [_kind(value) for value in (result.values() if isinstance(result, dict) else result)]
+    if isinstance(result, tuple):
+        return f"({', '.join(kinds)})" if all(kinds) else ""
+    return f"[{kinds[0]}]" if len({*kinds}) == 1 and kinds[0] else ""
 
 
 def _set_transformers(module: Any) -> None:

@@ -476,4 +476,5 @@ def copied(module: Any) -> Any:
 
     held = (value for part in module.modules() for value in vars(part).values() if isinstance(value, torch.Tensor))
     computed = {id(value): value.detach().clone() for value in held if not value.is_leaf}  # PyTorch copies leaves alone
-    return copy.deepcopy(module, computed)
+    with torch.no_grad():  # else the copies of a part that is compiled by torch.jit are computed values too
+        return copy.deepcopy(module, computed)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import logging
 import operator
 import re
 import traceback
@@ -21,7 +20,7 @@ from edgeq.core.runtimes import ETHOS_U
 from edgeq.core.samples import varying_sizes
 from edgeq.core.schemes import FLOAT_SCHEMES
 from edgeq.core.speedups import decomposed
-from edgeq.core.system import replaced
+from edgeq.core.system import replaced, unlogged
 from edgeq.lower import coreml, ethos, vulkan
 from edgeq.lower.coreml_package import read_contents, weights_sqnr_db
 from edgeq.lower.devtools import write_etrecord
@@ -31,9 +30,6 @@ from edgeq.lower.lift import exported_again
 from edgeq.lower.spec import LowerSpec
 
 Stored = tuple[tuple[str, int], ...]  # dtypes, and how many elements there are of each
-
-# views and arithmetic on shapes that the memory planner removes are not worth a warning
-_CHATTY = ("executorch", "torchao", "torch.export", "root")
 
 
 def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
@@ -90,7 +86,7 @@ def _to_edge(quantized: QuantizedModel, spec: LowerSpec, task: Task) -> Any:
     program: Any = None
     while True:
         try:
-            with _errors_only():
+            with unlogged():  # what is raised says more than fake tensors log of it
                 program = quantized.exported
                 if program is None:
                     program = exported_again(quantized.graph, spec)
@@ -265,20 +261,6 @@ def _innermost(err: BaseException) -> BaseException:
     while (cause := err.__cause__ or err.__context__) is not None:
         err = cause
     return err
-
-
-@contextlib.contextmanager
-def _errors_only() -> Iterator[None]:
-    """Keep those loggers to errors."""
-    loggers = [logging.getLogger(name) for name in _CHATTY]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
 
 
 def _facts(program: Any) -> tuple[tuple[Layer, ...], tuple[str, ...]]:

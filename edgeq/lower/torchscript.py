@@ -123,11 +123,7 @@ def _traced(root: Any, inputs: tuple[Any, ...]) -> Any:
     # of the tracer's other warnings, most concern shapes, which are fixed; values in Python are `eager_layers`' concern
     left = next((warning for warning in warned if "to a NumPy array" in str(warning.message)), None)
     if left is not None:
-        what = (
-            f"forward converts a tensor to NumPy at {left.filename}:{left.lineno}; tracing would freeze the "
-            "example's value"
-        )
-        raise UnsupportedError(what, "compute this in PyTorch, outside of forward, or in preprocessing")
+        raise _converted(f" at {left.filename}:{left.lineno}")
     return traced
 
 
@@ -257,6 +253,8 @@ _READ = frozenset(
     | {"equal", "allclose"}
 )
 
+_TO_NUMPY = frozenset({"numpy", "__array__", "__dlpack__"})
+
 _SIZE = frozenset({"size", "numel", "nelement"})
 
 _DATA_SIZED = frozenset(
@@ -282,7 +280,7 @@ def eager_layers(module: Any, inputs: tuple[Any, ...]) -> tuple[tuple[Layer, boo
     data_sized: list[str] = []
     reaching: dict[int, frozenset[int]] = {}  # by storage, which views share: the layers that its values depend on
 
-    def note(func: Any, args: Any, kwargs: Any, result: Any, fed: Any) -> None:
+    def note(func: Any, args: Any, kwargs: Any, result: Any, is_fed: Callable[[Any], bool]) -> None:
         op, namespace = func.__name__.split(".")[0], func.namespace
         layer = _layer(op, namespace, args, result, stack[-1] if stack else "")
         # packed weights of int8, which forward may compute, are objects
@@ -292,17 +290,13 @@ def eager_layers(module: Any, inputs: tuple[Any, ...]) -> tuple[tuple[Layer, boo
         layers = frozenset().union(*(reaching.get(place, ()) for place in taken))
         if layer is not None:
             # a recurrent layer is one operator of the archive, which multiplies its first state of zeros too
-            of_inputs = any(torch.is_tensor(leaf) and leaf in fed for leaf in leaves) or stack[-1:] in recurrent
+            of_inputs = any(map(is_fed, leaves)) or stack[-1:] in recurrent
             factors = [args[i] for i in MATRIX_OPS.get(op, (0, 1) if op == _ATTENTION else ())]
-            of_activations = bool(factors) and all(factor in fed for factor in factors)
+            of_activations = bool(factors) and all(map(is_fed, factors))
             layers |= {len(found)}
             layer = dataclasses.replace(layer, of_activations=of_activations and namespace == "aten")
             found.append((layer, of_inputs))
-        written = [
-            _storage(arg)
-            for arg, formal in zip(args, func._schema.arguments, strict=False)
-            if torch.is_tensor(arg) and formal.alias_info is not None and formal.alias_info.is_write
-        ]
+        written = [_storage(arg) for arg in _written(func, args)]
         given = [_storage(leaf) for leaf in torch.utils._pytree.tree_leaves(result) if isinstance(leaf, holding)]
         for place in (*written, *given):
             reaching[place] = layers if place else layers | reaching.get(0, frozenset())
@@ -355,6 +349,18 @@ def _storage(tensor: Any) -> int:
         return 0
 
 
+def _written(func: Any, args: tuple[Any, ...]) -> list[Any]:
+    """Return the tensors among an operator's arguments that it writes into."""
+    import torch
+
+    formals = zip(args, func._schema.arguments, strict=False)
+    return [
+        arg
+        for arg, formal in formals
+        if torch.is_tensor(arg) and formal.alias_info is not None and formal.alias_info.is_write
+    ]
+
+
 def _recorder(inputs: tuple[Any, ...], note: Callable[[Any, Any, Any, Any, Any], None], data_sized: list[str]) -> Any:
     """Return a mode that tells function, arguments and result of every operator below autograd, and what of them the
     inputs decide.
@@ -367,21 +373,27 @@ def _recorder(inputs: tuple[Any, ...], note: Callable[[Any, Any, Any, Any, Any],
     from torch.utils.weak import WeakTensorKeyDictionary
 
     fed = WeakTensorKeyDictionary(dict.fromkeys(inputs, True))
+    # memory that was written to through another tensor (z[0] = x.sum()), which is held: its place must not be reused
+    written: dict[int, Any] = {}
+
+    def is_fed(value: Any) -> bool:
+        return isinstance(value, torch.Tensor) and (value in fed or (bool(written) and _storage(value) in written))
 
     class Recorder(Uncompiled, TorchDispatchMode):  # type: ignore[misc]  # torch is not followed by mypy
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             kwargs = kwargs or {}
             op = func.__name__.split(".")[0]
-            if any(isinstance(arg, torch.Tensor) and arg in fed for arg in torch.utils._pytree.arg_tree_leaves(*args)):
+            if any(is_fed(arg) for arg in torch.utils._pytree.arg_tree_leaves(*args)):
                 if op in ("_local_scalar_dense", "equal"):
                     raise _data_dependent(calling_line())
                 if torch.Tag.dynamic_output_shape in func.tags:
                     data_sized.append(op)
                 result = func(*args, **kwargs)
                 fed.update((leaf, True) for leaf in torch.utils._pytree.tree_leaves(result) if torch.is_tensor(leaf))
+                written.update((_storage(arg), arg) for arg in _written(func, args) if _storage(arg))
             else:
                 result = func(*args, **kwargs)
-            note(func, args, kwargs, result, fed)
+            note(func, args, kwargs, result, is_fed)
             return result
 
     return Recorder()
@@ -411,6 +423,8 @@ def _reads_refused(inputs: tuple[Any, ...]) -> Any:
             of_size = [one for one in tensors if one in sized]
             if (name in _READ and of_inputs) or (name == "__len__" and of_size):
                 raise _data_dependent(calling_line())
+            if name in _TO_NUMPY and of_inputs:  # the tracer's own warning names a line of torch for `np.asarray(x)`
+                raise _converted(calling_line())
             result = func(*args, **kwargs)
             made = [leaf for leaf in leaves(result) if torch.is_tensor(leaf)]
             if name in _SIZE or (name == "__get__" and owner == "shape"):
@@ -436,6 +450,11 @@ def _is_data_sized(name: str, args: Any, kwargs: Any) -> bool:
     if name == "repeat_interleave":
         return any(torch.is_tensor(arg) for arg in (*args[1:], kwargs.get("repeats")))
     return name in _DATA_SIZED
+
+
+def _converted(where: str) -> UnsupportedError:
+    what = f"forward converts a tensor to NumPy{where}; tracing would freeze the example's value"
+    return UnsupportedError(what, "compute this in PyTorch, outside of forward, or in preprocessing")
 
 
 def _data_dependent(where: str) -> UnsupportedError:

@@ -193,7 +193,9 @@ def prepare(spec: QuantizeSpec) -> Any:
             return observe_floats_only(prepared, inputs), kept
 
     exchange_layers(module)
-    by_export = open_attention(module)  # FX calls PyTorch's own attention and encoder layers as a whole, in float
+    # FX calls PyTorch's own attention and encoder layers as a whole, in float, and replaces layers without their hooks
+    by_export = "attention FX leaves in float" if open_attention(module) else ""
+    by_export = by_export or ("hooks FX drops" if any(map(_has_hooks, module.modules())) else "")
     try:
         prepared, kept = observed(exported_graph(module, spec.inputs) if by_export else module)
     except UsageError:
@@ -202,7 +204,7 @@ def prepare(spec: QuantizeSpec) -> Any:
         if by_export:
             if isinstance(err, EdgeqError):
                 raise
-            what = f"torch.export cannot capture the model, whose attention FX leaves in float{user_line(err)}"
+            what = f"torch.export cannot capture the model, whose {by_export}{user_line(err)}"
             raise UnsupportedError(f"{what}: {first_line(err)}", "make that line traceable") from err
         # torch.export follows much that FX cannot; FX is the first way, whose graphs have the model's own modules
         try:
@@ -237,6 +239,12 @@ def prepare(spec: QuantizeSpec) -> Any:
         ],
     }
     return place_observers(prepared, spec, mapping.global_qconfig.activation)
+
+
+def _has_hooks(part: Any) -> bool:
+    """Whether a module has hooks of the user's; PyTorch's own compute weights, which stay where they are."""
+    hooks = (*part._forward_hooks.values(), *part._forward_pre_hooks.values())
+    return any(not str(getattr(hook, "__module__", "")).startswith("torch.") for hook in hooks)
 
 
 def _table_names(function: Any) -> tuple[str, ...]:

@@ -35,6 +35,7 @@ from edgeq.quantize.pt2e_workarounds import (
     coordinates,
     functional,
     keep_whole_numbers,
+    leave_scalars_and_empties,
     leave_wide_softmax,
     plain_clamps,
     prepare_layers,
@@ -185,6 +186,8 @@ def prepare(graph: Any, spec: QuantizeSpec, *, scheme: str = "static-int8") -> A
     is_float = _left_in_float(graph, spec)
     prepare_layers(graph, norms_in_float=is_float or (lambda _norm: False))
     leave_wide_softmax(graph)
+    if spec.backend == "xnnpack":
+        leave_scalars_and_empties(graph)
     if spec.backend in CLAMPING:
         plain_clamps(graph)
     computed = {node for node in graph.graph.nodes if _is_layer(node) and node.args[1].op != "get_attr"}

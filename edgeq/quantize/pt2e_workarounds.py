@@ -237,6 +237,22 @@ def leave_wide_softmax(graph: Any) -> None:
             node.meta[IN_FLOAT] = True
 
 
+def leave_scalars_and_empties(graph: Any) -> None:
+    """Keep values without dimensions or elements in float: annotated, but as nothing.
+
+    XNNPACK's quantizer (ExecuTorch 1.5.1) gives `x.mean()` and `x[:, :0]` their input's range, also where its filter
+    leaves them out. Its partitioner then takes neither, and nothing else dequantizes them: "Missing out variants".
+    """
+    import torch
+    from torchao.quantization.pt2e.quantizer import QuantizationAnnotation
+    from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
+
+    for node in graph.graph.nodes:
+        value = node.meta.get("val")
+        if node.op == "call_function" and torch.is_tensor(value) and (value.dim() == 0 or 0 in value.shape):
+            node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(_annotated=True)
+
+
 def samplers(graph: Any) -> list[Any]:
     """Return the nodes of `grid_sample`."""
     return [node for node in graph.nodes if str(node.target).startswith("aten.grid_sampler")]

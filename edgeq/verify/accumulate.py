@@ -630,8 +630,11 @@ def findings_of(spec: VerifySpec, tally: Tally) -> tuple[str, ...]:
     findings = list(tally.findings)
     if not findings:
         findings += _constants(tally)
-    if spec.fp32 is not None and not tally.fidelity.finite and not findings:
-        findings.append("the fp32 model's own output holds NaN or Inf")
+    if spec.fp32 is not None and not tally.fidelity.reference_finite:
+        findings.append(
+            "the fp32 model's own output holds NaN or Inf: let forward return finite numbers, such as "
+            "masked_fill(mask, -1e4)"
+        )
     return tuple(findings)
 
 

@@ -78,6 +78,7 @@ class Comparison:
     agreeing: int = 0
     ranked: int = 0
     finite: bool = True
+    reference_finite: bool = True
     outputs: list[_Sums] = field(default_factory=list)
     channels: list[OutputChannels] = field(default_factory=list)
 
@@ -113,7 +114,8 @@ class Comparison:
             sums = self.outputs[index]
             step = steps[index] if index < len(steps) else None
             left, right = expected.astype(np.float64), came.astype(np.float64)
-            self.finite = self.finite and bool(np.isfinite(left).all() and np.isfinite(right).all())
+            self.reference_finite = self.reference_finite and bool(np.isfinite(left).all())
+            self.finite = self.finite and self.reference_finite and bool(np.isfinite(right).all())
             with np.errstate(all="ignore"):  # what is not finite stays so, and fails
                 error = np.abs(left - right)
                 sums.reference_energy += float((left**2).sum())

@@ -68,3 +68,11 @@ def test_layers_of_gpt_2_become_linear_ones_under_their_names():
     assert [type(net[0][0]), type(net[1])] == [nn.Linear, nn.Linear]
     assert net[1] is net[2][0]
     torch.testing.assert_close(net(x), expected)
+
+
+def test_a_part_that_torch_jit_compiled_can_be_settled_and_traced():
+    module = nn.Sequential(nn.Linear(3, 4), torch.jit.script(nn.Sequential(nn.Linear(4, 2), nn.ReLU())))
+    copy = settled(module, "net.py:model")
+    x = torch.rand(2, 3)
+    assert all(tensor.is_leaf and not tensor.requires_grad for tensor in copy.parameters())
+    assert torch.equal(torch.jit.trace(copy, x)(x), module(x))

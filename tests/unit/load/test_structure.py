@@ -113,6 +113,8 @@ def test_the_containers_stay_what_they_were():
         (lambda x: Pair(x, x + 1), ("hidden", "cell"), 2),
         (lambda x: [Detection(x), Detection(x + 1)], ("_0_boxes", "_1_boxes"), 2),
         (lambda x: {"x": x, "y": x + 1}, ("x_output", "y"), 2),
+        (lambda x: {"logits": x, "aux": {"maps": [x + 1, x + 2]}}, ("logits", "aux_maps_0", "aux_maps_1"), 3),
+        (lambda x: [x, (x + 1, x + 2)], (), 3),
     ],
 )
 def test_each_form_of_outputs_becomes_tensors_with_their_names(result, names, count):
@@ -123,6 +125,8 @@ def test_each_form_of_outputs_becomes_tensors_with_their_names(result, names, co
     came = torch.utils._pytree.tree_leaves(flat(X))
     assert len(came) == count
     assert all(torch.equal(one, other) for one, other in zip(came, expected, strict=True))
+    traced = torch.jit.trace(flat, X, strict=False)  # TorchScript's lists and dicts hold values of one type
+    assert all(map(torch.equal, torch.utils._pytree.tree_leaves(traced(X)), expected))
 
 
 def test_a_module_of_plain_tensors_stays_itself():
@@ -151,6 +155,13 @@ def test_a_value_that_is_not_a_tensor_is_named():
     module = made(lambda x, *_: {"boxes": x, "count": 3}, positional)
     with pytest.raises(UnsupportedError, match="returns a value of type int as 'count'"):
         adapted(module, call_with_examples(module, X, "net.py:model"), 0)
+
+
+def test_complex_results_are_refused_with_what_to_return_instead():
+    module = made(lambda x, *_: {"spectrum": torch.fft.rfft(x)}, positional)
+    with pytest.raises(UnsupportedError, match="values of complex64, expected real ones") as caught:
+        adapted(module, call_with_examples(module, X, "net.py:model"), 0)
+    assert "view_as_real" in caught.value.fix
 
 
 @pytest.mark.parametrize(

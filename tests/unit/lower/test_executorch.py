@@ -138,10 +138,17 @@ def test_what_executorch_cannot_express_is_unsupported(tmp_path):
     assert "TorchScript" in caught.value.fix
 
 
-def test_loggers_are_as_before():
-    artifact("executorch", "fp32", "xnnpack")
-    assert logging.getLogger().level == logging.WARNING
-    assert logging.getLogger("executorch").level == logging.NOTSET
+def test_tracebacks_that_torch_logs_are_not_shown(tmp_path, monkeypatch, caplog):
+    graph, _ = artifact("executorch", "fp32", "xnnpack")
+
+    def around(_quantized, _program):
+        logging.getLogger("torch._subclasses.fake_tensor").error("failed while attempting to run meta for aten.t")
+        return contextlib.nullcontext()
+
+    monkeypatch.setitem(DELEGATES, "xnnpack", dataclasses.replace(DELEGATES["xnnpack"], around=around))
+    lowered(graph, (IMAGE,), tmp_path, "executorch", backend="xnnpack")
+    assert not [one for one in caplog.records if one.levelno >= logging.ERROR]
+    assert logging.root.manager.disable == logging.NOTSET
 
 
 def test_sparing_the_patterns_changes_no_byte(tmp_path, monkeypatch, int8):
@@ -262,6 +269,32 @@ def test_what_the_delegate_trips_over_stays_out_of_it(tmp_path, scheme):
         runtime.load(made.path, runtime="executorch", backend="xnnpack", threads=1)
         (came,) = runtime.run((x.numpy(),))
     assert torch.allclose(model.model(x), torch.from_numpy(came.copy()), atol=1e-5 if scheme == "fp32" else 0.05)
+
+
+class Scored(nn.Module):
+    """A score of the whole input, without dimensions, and an output without elements."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+
+    def forward(self, x):
+        y = self.conv(x)
+        return y.mean(), y[:, :0], y
+
+
+def test_values_without_dimensions_or_elements_stay_in_float(tmp_path):
+    model = loaded(Scored(), IMAGE)
+    graph = quantized(model, "executorch", "static-int8", backend="xnnpack")
+    made = lowered(graph, (IMAGE,), tmp_path, "executorch", backend="xnnpack")
+    (x,) = example_tensors(model.inputs)
+    with HostRuntime() as runtime:
+        runtime.load(made.path, runtime="executorch", backend="xnnpack", threads=1)
+        outputs = runtime.run((x.numpy(),))
+    expected = model.model(x)
+    assert [came.shape for came in outputs] == [tuple(one.shape) for one in expected]
+    assert torch.allclose(expected[0], torch.from_numpy(outputs[0].copy()), atol=0.02)
 
 
 class Shrunk(nn.Module):

@@ -302,6 +302,14 @@ class TwoHeads(nn.Module):
 
 
 ROWS = TensorSpec(name="x", dtype="float32", shape=(2, 16))
+
+
+def in_a_table(x):
+    table = torch.zeros(4)
+    table[0] = x.max()
+    return table
+
+
 READS = {
     "nonzero's shape": lambda net, x: net.many(x) if torch.nonzero(x > 0.5).shape[0] > 4 else net.few(x),
     "len": lambda net, x: net.many(x) if len(torch.nonzero(x > 0.5)) > 4 else net.few(x),
@@ -314,6 +322,8 @@ READS = {
     "int": lambda net, x: net.few(x) + int(x.argmax()),
     "equal": lambda net, x: net.many(x) if torch.equal(x[0], x[1]) else net.few(x),
     "in": lambda net, x: net.many(x) if 1.0 in x else net.few(x),
+    "rows": lambda net, x: net.many(x) if any(row.max() > 0.5 for row in x) else net.few(x),
+    "written to": lambda net, x: net.many(x) if in_a_table(x).sum() > 0.5 else net.few(x),
 }
 
 
@@ -329,6 +339,20 @@ def test_a_branch_on_the_input_is_refused_with_its_line(tmp_path, pick):
     ) as caught:
         lowered(quantized(model, scheme="fp32"), model.inputs, tmp_path)
     assert caught.value.exit_code == 3
+
+
+TO_NUMPY = {
+    "numpy": lambda net, x: net.many(x) if x.numpy().max() > 0.5 else net.few(x),
+    "asarray": lambda net, x: net.many(x) if np.asarray(x).max() > 0.5 else net.few(x),
+    "dlpack": lambda net, x: net.many(x) if np.from_dlpack(x).max() > 0.5 else net.few(x),
+}
+
+
+@pytest.mark.parametrize("pick", TO_NUMPY.values(), ids=TO_NUMPY.keys())
+def test_values_that_leave_for_numpy_are_refused_with_the_line_of_forward(tmp_path, pick):
+    model = loaded(TwoHeads(pick), ROWS)
+    with pytest.raises(UnsupportedError, match=r"converts a tensor to NumPy at .*test_torchscript\.py:\d+"):
+        lowered(quantized(model, scheme="fp32"), model.inputs, tmp_path)
 
 
 KEEPS = {

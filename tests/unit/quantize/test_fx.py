@@ -41,6 +41,23 @@ def test_int8_stays_near_float(backend):
         assert abs(ours[0] - theirs[0]).max() < 0.1 * abs(theirs[0]).max()
 
 
+def hooked_net():
+    """SmallNet whose hooks change the input of the whole and the output of a layer."""
+    net = SmallNet()
+    net.register_forward_pre_hook(lambda _module, args: (args[0] * 2 - 1,))
+    net.head.register_forward_hook(lambda _module, _args, result: result * 3 + 1)
+    return net
+
+
+def test_hooks_of_the_users_are_kept():
+    model = loaded(hooked_net())
+    result = quantized(model, backend="x86")
+    for ours, theirs in zip(
+        outputs_of(result.graph, model.inputs, 4, "x86"), outputs_of(model.model, model.inputs, 4), strict=True
+    ):
+        assert abs(ours[0] - theirs[0]).max() < 0.1 * abs(theirs[0]).max()
+
+
 def test_the_engine_is_restored_after_a_failure():
     before = torch.backends.quantized.engine
     other = next(name for name in ENGINES if name != before)

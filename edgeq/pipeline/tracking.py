@@ -470,8 +470,15 @@ def _is_of_a_library(path: Any) -> bool:
 
 
 def _users(paths: set[str]) -> set[str]:
+    return {source for path in paths if (source := _users_source(path))}
+
+
+@functools.lru_cache(maxsize=65536)  # every run asks it some five times of each of 6,000 loaded modules
+def _users_source(path: str) -> str:
+    """Return the source behind a path of the user's own; "" for a library's."""
+    source = _source(path)
     # what torch makes up for its namespaces is no path
-    return {path for path in map(_source, paths) if os.path.isabs(path) and not _is_library(path)}
+    return source if os.path.isabs(source) and not _is_library(source) else ""
 
 
 def _source(path: str) -> str:

@@ -35,8 +35,7 @@ def both(monkeypatch, program):
 @pytest.mark.parametrize(
     ("name", "scheme"),
     [
-        *((name, "static-int8") for name in ZOO if name != "gates"),
-        ("tokens", "fp32"),
+        *((name, "static-int8") for name in ("residual", "views", "upsampled", "tokens")),
         ("recurrent", "dynamic-int8"),
     ],
 )

@@ -76,7 +76,7 @@ def _written(
     library = openvino()
     from openvino._offline_transformations import apply_moc_transformations  # OpenVINO's converter and NNCF do as well
 
-    _leave_no_axis_of_real_parts(proto)
+    _read_half_spectra(proto)
     del proto.graph.value_info[:]
     try:
         model = library.Core().read_model(proto.SerializeToString(deterministic=True), b"")
@@ -121,19 +121,19 @@ def _written(
     )
 
 
-def _leave_no_axis_of_real_parts(proto: Any) -> None:
-    """Reshape the half spectra of real signals to what ONNX says that they are: [..., frequencies, 2].
+def _read_half_spectra(proto: Any) -> None:
+    """Reshape half spectra of real signals to what ONNX says that they are, [..., frequencies, 2], and signals of them.
 
-    OpenVINO's reader (2026.4) leaves the signal's last axis, of one real part, in front of the two parts.
+    OpenVINO's reader (2026.4) leaves the signal's last axis, of one real part, in front of the two parts, and leaves it
+    out of what an inverse gives.
     """
     import onnx
     from onnx import helper
 
-    halves = [
-        node
-        for node in proto.graph.node
-        if node.op_type == "DFT" and any(one.name == "onesided" and one.i for one in node.attribute)
-    ]
+    def is_set(node: Any, name: str) -> bool:
+        return any(one.name == name and one.i for one in node.attribute)
+
+    halves = [node for node in proto.graph.node if node.op_type == "DFT" and is_set(node, "onesided")]
     if not halves:
         return
     known = onnx.shape_inference.infer_shapes(proto).graph
@@ -142,7 +142,8 @@ def _leave_no_axis_of_real_parts(proto: Any) -> None:
         (value,) = node.output
         if value not in ranks:
             continue
-        sizes = np.array([*[0] * (ranks[value] - 1), 2], np.int64)  # 0 stands for the size that is there
+        # 0 stands for the size that is there
+        sizes = np.array([*[0] * (ranks[value] - 1), 1 if is_set(node, "inverse") else 2], np.int64)
         proto.graph.initializer.append(onnx.numpy_helper.from_array(sizes, f"{value}/sizes"))
         node.output[0] = f"{value}/parts"
         place = list(proto.graph.node).index(node) + 1

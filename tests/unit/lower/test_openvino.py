@@ -249,6 +249,28 @@ def test_parts_of_half_spectra_have_the_shapes_that_onnx_states(tmp_path):
         np.testing.assert_allclose(came, expected.numpy(), atol=1e-5)
 
 
+class Filtered(nn.Module):
+    """Signals from half spectra that were multiplied, along each axis, of even and odd lengths."""
+
+    def forward(self, x):
+        gain = torch.linspace(1, 0, 9)
+        last = torch.fft.irfft(torch.fft.rfft(x) * gain, n=16)
+        first = torch.fft.irfft(torch.fft.rfft(x, dim=1) * gain[:4, None, None], n=7, dim=1)
+        return last, first, torch.fft.irfft2(torch.fft.rfft2(x))
+
+
+def test_half_spectra_become_signals_again_along_the_axis_that_is_meant(tmp_path):
+    spec = TensorSpec(name="x", dtype="float32", shape=(1, 7, 3, 16), low=-1.0)
+    model = loaded(Filtered, spec)
+    low = lowered(quantized(model, "openvino", "fp32", backend="openvino"), (spec,), tmp_path, "openvino",
+                  backend="openvino")  # fmt: skip
+    runner = RUNNERS["openvino"](low.path, "openvino", 1, trusted=True)
+    runner.load()
+    x = torch.rand(1, 7, 3, 16) * 2 - 1
+    for came, expected in zip(runner.run((x.numpy(),)), model.model(x), strict=True):
+        np.testing.assert_allclose(came, expected.numpy(), atol=1e-5)
+
+
 class Determinant(nn.Module):
     def forward(self, x):
         return torch.linalg.det(x)

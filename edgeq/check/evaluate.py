@@ -20,7 +20,7 @@ from edgeq.check.fidelity import CLASS_DROP, FIDELITY, floor_gates
 from edgeq.check.gate import unverified
 from edgeq.check.gates import GATES, PREPROCESSING, Command, allowed_unmeasured
 from edgeq.check.limits import INSTRUCTIONS_GATE, Measured, accuracy_warnings, instruction_gates, limit_gate
-from edgeq.check.precision import audit_gates, audit_warnings
+from edgeq.check.precision import audit_gates, audit_warnings, table_warnings
 from edgeq.check.runtime import runtime_gate
 from edgeq.check.search import search_gates, training_gates, training_warnings
 from edgeq.check.stores import find_store_limit, store_gate, store_limits, store_warnings
@@ -310,6 +310,7 @@ def _warnings(artifact: Artifact, inputs: Inputs, target: TargetProfile, scheme:
             asked_fp32=artifact.asked_fp32,
             in_float=artifact.quantized.in_float,
         ),
+        *table_warnings(target, scheme, lowered, inputs.work),
     )
 
 

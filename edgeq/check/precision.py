@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from edgeq.check.gate import unverified
 from edgeq.core.errors import ExitCode
 from edgeq.core.results.measured import KernelShare, VerifyReport
-from edgeq.core.results.model import NO_KERNEL, RECURRENT, TRANSPOSED, Layer, LoweredModel
+from edgeq.core.results.model import NO_KERNEL, RECURRENT, TRANSPOSED, Layer, LoweredModel, ModelWork
 from edgeq.core.results.report import Gate
+from edgeq.core.runtimes import FLOAT_TABLES
+from edgeq.core.schemes import NEEDS_CALIBRATION
 from edgeq.core.targets import TargetProfile
 
 _SHOWN = 3  # names of layers in a gate's detail
@@ -124,6 +126,20 @@ def audit_warnings(
         suits = next((name for name in order if name in schemes), None)
         instead = f"; {suits} may suit the model better; --compare shows the gain of {scheme}" if suits else ""
     return (f"only {kernels.int8_macs:.1%} of the MACs are in int8, {_exemptions(planned)}{instead}",)
+
+
+def table_warnings(
+    target: TargetProfile, scheme: str, lowered: LoweredModel, work: ModelWork | None
+) -> tuple[str, ...]:
+    """Warn if most of an artifact in static int8 is tables of embeddings in float32: no audit of MACs sees them."""
+    if scheme not in NEEDS_CALIBRATION or target.backend not in FLOAT_TABLES:
+        return ()
+    in_float = _stored(lowered, "float32")
+    if work is None or work.table_share < _MOST or (in_float is not None and in_float < _MOST):
+        return ()
+    suits = next((name for name in ("dynamic-int8", "weight-only-int8") if name in target.schemes), None)
+    instead = f"; --scheme {suits} stores them in int8" if suits else ""
+    return (f"the tables of embeddings, {work.table_share:.1%} of the weights, are in float32{instead}",)
 
 
 def _planned(

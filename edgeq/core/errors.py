@@ -231,9 +231,9 @@ _PLACES = re.compile(r"(?:RuntimeError: )?(?:Exception from src/|Check '|While v
 
 
 def telling_line(text: str) -> str:
-    """Return the first line of a library's error that says what is wrong; "" of an empty text."""
+    """Return the first line of a library's error that says what is wrong, else the last place; "" of an empty text."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return next((line for line in lines if not _PLACES.match(line)), lines[0] if lines else "")
+    return next((line for line in lines if not _PLACES.match(line)), lines[-1] if lines else "")
 
 
 # --- Whose line it was: libraries raise from deep inside, people want the line of their own model.

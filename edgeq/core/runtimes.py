@@ -44,6 +44,18 @@ INT8_RECURRENT: dict[str, tuple[str, ...]] = {
     "litert": ("LSTM", "GRU"),
 }
 
+# where static schemes leave tables of embeddings in float32, and dynamic-int8 or weight-only-int8 stores them in int8
+FLOAT_TABLES: frozenset[BackendName] = frozenset({"xnnpack", "qnnpack", "x86", "fbgemm", "ort", "openvino"})
+
+# why no scheme stores these tables in 4 bits (torch 2.15, ExecuTorch 1.5, ONNX Runtime 1.31, OpenVINO 2026.4)
+NO_4_BIT_TABLES: dict[RuntimeName, str] = {
+    "torchscript": "PyTorch does not load its own archives of 4-bit rows",
+    "executorch": "it has a kernel, embedding_4bit, but no scheme here has integer weights of 4 bits",
+    "onnx": "it has a kernel, GatherBlockQuantized, but no scheme here has integer weights of 4 bits",
+    "openvino": "it looks up int4 rows, but no scheme here has integer weights of 4 bits",
+    "litert": "no scheme here has integer weights of 4 bits",
+}
+
 
 def has_int8_recurrent(backend: str, kind: str) -> bool:
     """Whether a backend's runtime has recurrent layers of a kind (LSTM, GRU or RNN) in int8."""

@@ -90,8 +90,9 @@ def _to_edge(quantized: QuantizedModel, spec: LowerSpec, task: Task) -> Any:
                 program = quantized.exported
                 if program is None:
                     program = exported_again(quantized.graph, spec)
-                program = _expressible(program)
+                program = _sorted_by_topk(_expressible(program))
                 if spec.backend == "xnnpack":
+                    _check_kernels(program)
                     program = _own_constants(program, spec)
                 with delegate.around(quantized, program):
                     partitioner = delegate.partitioner(quantized, left_out, spec)
@@ -180,6 +181,68 @@ def _expressible(program: Any) -> Any:
         return torch.atan2(parts[..., 1], parts[..., 0])
 
     return decomposed(program, {prelu: split, magnitude: root, phase: atan2})
+
+
+def _sorted_by_topk(program: Any) -> Any:
+    """Return a program whose sorts are a topk of all values, which the runtime has; itself where their places are read.
+
+    Equal values may have other places in a topk.
+    """
+    import torch
+
+    sort = torch.ops.aten.sort.default
+    sorts = [node for node in program.graph.nodes if node.target is sort]
+    if not sorts or any(reader.users for node in sorts for reader in node.users if reader.args[1]):
+        return program
+
+    def all_of_them(x: Any, dim: int = -1, descending: bool = False) -> Any:
+        return torch.topk(x, x.shape[dim], dim, descending, True)
+
+    return decomposed(program, {sort: all_of_them})
+
+
+# what the runtime (ExecuTorch 1.5.1) has no kernel of, by the plain names of operators, and what may take its place
+_WITHOUT_KERNEL: dict[str, tuple[str, str]] = {
+    **dict.fromkeys(
+        ("conv3d", "conv_transpose3d", "max_pool3d", "avg_pool3d"),
+        ("has no convolutions and pools over three axes", ""),
+    ),
+    **dict.fromkeys(
+        ("fft_fft", "fft_ifft", "fft_fft2", "fft_ifft2", "fft_fftn", "fft_ifftn", "_fft_c2c"),
+        (
+            "transforms no complex signals, and gives no second half of a spectrum",
+            "call torch.fft.rfft for a real signal, whose second half mirrors the first",
+        ),
+    ),
+    **dict.fromkeys(
+        ("sort", "argsort", "msort"),
+        ("cannot sort where the places are read", "call torch.topk(x, x.shape[-1]), which sorts all values"),
+    ),
+}
+
+_ARITHMETIC = frozenset({"add", "sub", "mul", "div", "neg", "reciprocal", "exp", "matmul", "square", "pow"})
+
+
+def _check_kernels(program: Any) -> None:
+    """Refuse what the runtime has no kernel of, before a pass or the runtime says so in its own words.
+
+    Raises:
+        UnsupportedError: the operator and its line, and what to use instead.
+    """
+    for node in program.graph.nodes:
+        name = node.target.__name__.partition(".")[0] if node.op == "call_function" else ""
+        found = _WITHOUT_KERNEL.get(name)
+        if name == "_fft_r2c" and not node.args[3]:  # both halves
+            found = _WITHOUT_KERNEL["_fft_c2c"]
+        values = [one.meta.get("val") for one in node.all_input_nodes]
+        if name in _ARITHMETIC and any(hasattr(value, "is_complex") and value.is_complex() for value in values):
+            found = ("has no arithmetic of complex numbers", "")
+        if found is not None:
+            what, instead = found
+            line = traced_line(node.meta.get("stack_trace"))
+            others = "a TorchScript, ONNX Runtime or OpenVINO target"
+            fix = f"{instead}, or use {others}" if instead else f"use {others}"
+            raise UnsupportedError(f"ExecuTorch {what}: aten.{name}{line}", fix)
 
 
 # views of a weight that are constants like it

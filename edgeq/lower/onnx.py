@@ -564,7 +564,7 @@ def layer_macs(proto: Any) -> dict[str, int]:
 
 
 def file_work(path: Path, inputs: Sequence[TensorSpec]) -> ModelWork:
-    """Return what a float file computes.
+    """Return what a float file computes and looks up.
 
     Where onnx cannot infer the shapes, each layer counts as one, and those beside convolutions as none.
     """
@@ -590,7 +590,18 @@ def file_work(path: Path, inputs: Sequence[TensorSpec]) -> ModelWork:
         rnn_macs=macs["RNN"],
         attention_macs=macs["attention"],
         attention_products=sum(layer.of_activations for layer in layers),
+        table_share=_table_share(proto.graph),
     )
+
+
+def _table_share(graph: Any) -> float:
+    """Return the share of a graph's float constants that Gather reads rows of."""
+    from onnx import TensorProto
+
+    sizes = {item.name: math.prod(item.dims) for item in graph.initializer if item.data_type == TensorProto.FLOAT}
+    lookups = [node for node in graph.node if node.op_type == "Gather" and not any(one.i for one in node.attribute)]
+    tables = {node.input[0] for node in lookups}
+    return float(sum(size for name, size in sizes.items() if name in tables) / max(sum(sizes.values()), 1))
 
 
 def fixed(proto: Any, inputs: Sequence[TensorSpec]) -> Any:

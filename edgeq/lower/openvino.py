@@ -76,7 +76,7 @@ def _written(
     library = openvino()
     from openvino._offline_transformations import apply_moc_transformations  # OpenVINO's converter and NNCF do as well
 
-    _leave_no_axis_of_real_parts(proto)
+    _read_half_spectra(proto)
     del proto.graph.value_info[:]
     try:
         model = library.Core().read_model(proto.SerializeToString(deterministic=True), b"")
@@ -121,19 +121,19 @@ def _written(
     )
 
 
-def _leave_no_axis_of_real_parts(proto: Any) -> None:
-    """Reshape the half spectra of real signals to what ONNX says that they are: [..., frequencies, 2].
+def _read_half_spectra(proto: Any) -> None:
+    """Reshape half spectra of real signals to what ONNX says that they are, [..., frequencies, 2], and signals of them.
 
-    OpenVINO's reader (2026.4) leaves the signal's last axis, of one real part, in front of the two parts.
+    OpenVINO's reader (2026.4) leaves the signal's last axis, of one real part, in front of the two parts, and leaves it
+    out of what an inverse gives.
     """
     import onnx
     from onnx import helper
 
-    halves = [
-        node
-        for node in proto.graph.node
-        if node.op_type == "DFT" and any(one.name == "onesided" and one.i for one in node.attribute)
-    ]
+    def is_set(node: Any, name: str) -> bool:
+        return any(one.name == name and one.i for one in node.attribute)
+
+    halves = [node for node in proto.graph.node if node.op_type == "DFT" and is_set(node, "onesided")]
     if not halves:
         return
     known = onnx.shape_inference.infer_shapes(proto).graph
@@ -142,7 +142,8 @@ def _leave_no_axis_of_real_parts(proto: Any) -> None:
         (value,) = node.output
         if value not in ranks:
             continue
-        sizes = np.array([*[0] * (ranks[value] - 1), 2], np.int64)  # 0 stands for the size that is there
+        # 0 stands for the size that is there
+        sizes = np.array([*[0] * (ranks[value] - 1), 1 if is_set(node, "inverse") else 2], np.int64)
         proto.graph.initializer.append(onnx.numpy_helper.from_array(sizes, f"{value}/sizes"))
         node.output[0] = f"{value}/parts"
         place = list(proto.graph.node).index(node) + 1
@@ -255,13 +256,25 @@ _PASSING = frozenset({"Convert", "Multiply", "Reshape", "Transpose", "Unsqueeze"
 
 
 def _store(model: Any, named: Mapping[Any, str], shorten: Shorten, factor: int) -> dict[str, int]:
-    """Store what can be in a shorter type, in place; return by how much the weights of which layers became shorter."""
+    """Store what can be in a shorter type, in place; return by how much the weights of which layers became shorter.
+
+    Weights of a layer that no input comes to stay as they are: OpenVINO (2026.4.1) computes its result as it loads, and
+    fails on weights that are to be widened ("m_element_type.is_static()").
+    """
     from openvino import Type
 
     names = {op.get_friendly_name(): name for op, name in named.items()}
+    of_input: set[str] = set()
+    for op in model.get_ordered_ops():
+        sources = [value.get_node().get_friendly_name() for value in op.input_values()]
+        if op.get_type_name() == "Parameter" or not of_input.isdisjoint(sources):
+            of_input.add(op.get_friendly_name())
     found: dict[str, int] = {}
     for op in model.get_ordered_ops():
         if op.get_type_name() != "Constant" or op.get_element_type() != Type.f32:
+            continue
+        ends = [_first_use(reader.get_node()) for reader in op.output(0).get_target_inputs()]
+        if any(end.get_type_name() in _PRODUCTS and end.get_friendly_name() not in of_input for end in ends):
             continue
         values = op.data
         widened = shorten(values) if values.ndim >= _LEAST_RANK else None
@@ -269,12 +282,15 @@ def _store(model: Any, named: Mapping[Any, str], shorten: Shorten, factor: int) 
             continue
         for reader in op.output(0).get_target_inputs():
             reader.replace_source_output(widened.output(0))
-            node = reader.get_node()
-            while node.get_type_name() in _PASSING and len(node.output(0).get_target_inputs()) == 1:
-                node = next(iter(node.output(0).get_target_inputs())).get_node()
-            if node.get_friendly_name() in names:
-                found[names[node.get_friendly_name()]] = factor
+        found |= {names[end.get_friendly_name()]: factor for end in ends if end.get_friendly_name() in names}
     return found
+
+
+def _first_use(node: Any) -> Any:
+    """Return the first operator, from a reader of a constant on, that does more than move or scale it."""
+    while node.get_type_name() in _PASSING and len(node.output(0).get_target_inputs()) == 1:
+        node = next(iter(node.output(0).get_target_inputs())).get_node()
+    return node
 
 
 def _in_half(values: NDArray[Any]) -> Any | None:

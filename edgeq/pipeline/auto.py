@@ -26,7 +26,7 @@ from edgeq.core.errors import (
 from edgeq.core.results.artifact import Inputs
 from edgeq.core.results.model import ModelWork
 from edgeq.core.results.report import Choice, DataFacts, PackageResult, Variant, variant_of, with_warning
-from edgeq.core.runtimes import INT8_RECURRENT
+from edgeq.core.runtimes import FLOAT_TABLES, INT8_RECURRENT
 from edgeq.core.schemes import (
     AUTO,
     DEFAULT,
@@ -290,6 +290,8 @@ def choose_default(target: TargetProfile, work: ModelWork | None) -> tuple[Schem
       encoder    28.9  34.9   32.9  40.0   33.9  44.7   33.7  38.8   33.5  41.4
       mobilevit  31.0  50.4   35.9  54.0   36.9  53.9   33.0  50.8   33.3  44.8
       lstm       38.1x 40.4   43.7x 42.7   43.9x 47.7   42.7x 39.4   42.8x 49.5
+
+    They are for models that mostly hold tables of embeddings, too, which static-int8 leaves in float32.
     """
     first, *others = default_schemes(target.schemes)
     if work is None or not work.macs:
@@ -305,6 +307,10 @@ def choose_default(target: TargetProfile, work: ModelWork | None) -> tuple[Schem
         return first, why
     if others and work.attention_products and work.linear_macs + in_int8 >= _WORTH * work.macs:
         return others[0], f"{counted(work.attention_products, 'attention product')}, which {first} leaves in float"
+    stores = target.backend in FLOAT_TABLES and others and others[0] in ("dynamic-int8", "weight-only-int8")
+    if stores and work.table_share > _MOST and work.linear_macs + in_int8 >= _WORTH * work.macs:
+        why = f"tables of embeddings hold {share(work.table_share)} of the weights, and {first} leaves them in float32"
+        return others[0], why
     kinds = {"convolutions": work.convolution_macs, "linear layers": work.linear_macs}
     kinds |= {"recurrent layers": work.recurrent_macs, "attention products": work.attention_macs}
     most = max(kinds, key=lambda kind: kinds[kind])

@@ -15,7 +15,7 @@ from edgeq.core.errors import EdgeqError, UsageError
 from edgeq.core.results.artifact import Inputs
 from edgeq.core.results.model import ModelFacts
 from edgeq.core.results.report import DataFacts, ModelError, PackageResult
-from edgeq.core.runtimes import ETHOS_U
+from edgeq.core.runtimes import ETHOS_U, FLOAT_TABLES, NO_4_BIT_TABLES
 from edgeq.core.schemes import (
     AUTO,
     DEFAULT,
@@ -35,7 +35,7 @@ from edgeq.core.units import counted, format_bytes, format_quantity
 from edgeq.deliver.install import PROJECT_FILES, check_app, project_platforms
 from edgeq.pipeline.preflight import left_out_candidates
 from edgeq.quantize import find_file_method, find_method
-from edgeq.report.text import table, wrapped
+from edgeq.report.text import share, table, wrapped
 from edgeq.verify.emulate.support import wants_emulation
 from edgeq.verify.host import HostRuntime
 
@@ -364,11 +364,11 @@ def plan_json(job: Job, defaults: Defaults, facts: ModelFacts | None = None) -> 
     job = _with_own_data(job)
     targets: list[dict[str, Any]] = [
         {"target": name, "scheme": scheme, "steps": _steps_json(steps)}
-        for name, scheme, steps in _planned(job, job.targets, job.schemes, defaults)
+        for name, scheme, steps in _planned(job, job.targets, job.schemes, defaults, facts)
     ]
     for group in job.groups:
         for scheme in job.schemes or (DEFAULT,):
-            named, choice, candidates = _choice(job, group, scheme, defaults)
+            named, choice, candidates = _choice(job, group, scheme, defaults, facts)
             targets.append(
                 {
                     "target": group.name,
@@ -401,7 +401,7 @@ def plan_text(job: Job, defaults: Defaults, facts: ModelFacts | None = None, wid
     """
     job = _with_own_data(job)
     lines = [f"plan for {job.source}; nothing is written", *_lines(_shared(job, facts), width)]
-    for _, name, scheme, steps in _all_planned(job, defaults):
+    for _, name, scheme, steps in _all_planned(job, defaults, facts):
         lines += ["", f"{name}, {scheme}", *_lines(steps, width)]
     return "\n".join(lines)
 
@@ -423,7 +423,7 @@ def plans_text(looked_at: Sequence[tuple[Job, Defaults, ModelFacts | None]], wid
     for given, defaults, facts in looked_at:
         job = _with_own_data(given)
         model, place, limits = job.name or job.source, str(job.out / "MODEL" / "TARGET"), _limits(job)
-        for bundle, target, scheme, own in _all_planned(job, defaults):
+        for bundle, target, scheme, own in _all_planned(job, defaults, facts):
             entry = entries.setdefault((model, *bundle), {"check": limits})
             shared = [step for step in _shared(job, facts) if step[0] != _SHAPES]  # --verbose has them
             for name, text in shared:
@@ -474,7 +474,9 @@ def _take_common(bundles: list[dict[str, list[str]]], name: str) -> list[str]:
     return same
 
 
-def _all_planned(job: Job, defaults: Defaults) -> list[tuple[tuple[str, str], str, str, _Steps]]:
+def _all_planned(
+    job: Job, defaults: Defaults, facts: ModelFacts | None
+) -> list[tuple[tuple[str, str], str, str, _Steps]]:
     """Return what is planned for each target, each choice of a target, and each of its candidates.
 
     Returns:
@@ -482,11 +484,11 @@ def _all_planned(job: Job, defaults: Defaults) -> list[tuple[tuple[str, str], st
     """
     planned = [
         ((name, scheme), name, scheme, steps)
-        for name, scheme, steps in _planned(job, job.targets, job.schemes, defaults)
+        for name, scheme, steps in _planned(job, job.targets, job.schemes, defaults, facts)
     ]
     for group in job.groups:
         for wanted in job.schemes or (DEFAULT,):
-            named, choice, candidates = _choice(job, group, wanted, defaults)
+            named, choice, candidates = _choice(job, group, wanted, defaults, facts)
             bundle = (group.name, named)
             planned.append((bundle, *bundle, choice))
             planned += [(bundle, f"{group.name}: {name}", scheme, steps) for name, scheme, steps in candidates]
@@ -494,18 +496,22 @@ def _all_planned(job: Job, defaults: Defaults) -> list[tuple[tuple[str, str], st
 
 
 def _planned(
-    job: Job, targets: Iterable[TargetProfile], schemes: Iterable[PlannedScheme], defaults: Defaults
+    job: Job,
+    targets: Iterable[TargetProfile],
+    schemes: Iterable[PlannedScheme],
+    defaults: Defaults,
+    facts: ModelFacts | None,
 ) -> list[tuple[str, str, _Steps]]:
     """Return the name, scheme and steps of each target and scheme; of no schemes, with each target's default."""
     return [
-        (target.name, _named(target, scheme, defaults), _own(job, target, scheme, defaults))
+        (target.name, _named(target, scheme, defaults), _own(job, target, scheme, defaults, facts))
         for target in targets
         for scheme in tuple(schemes) or job.schemes_of(target)
     ]
 
 
 def _choice(
-    job: Job, group: TargetGroup, scheme: PlannedScheme, defaults: Defaults
+    job: Job, group: TargetGroup, scheme: PlannedScheme, defaults: Defaults, facts: ModelFacts | None
 ) -> tuple[str, _Steps, list[tuple[str, str, _Steps]]]:
     """Return the scheme and the steps of a choice, and the name, scheme and steps of each candidate.
 
@@ -513,7 +519,7 @@ def _choice(
     """
     left_out = left_out_candidates(job, group, scheme)
     built = [target for target in group.candidates if target.name not in left_out]
-    candidates = _planned(job, built, () if scheme == DEFAULT else (scheme,), defaults)
+    candidates = _planned(job, built, () if scheme == DEFAULT else (scheme,), defaults, facts)
     steps = [
         ("choose", f"the fastest on this host that passes every gate: {', '.join(target.name for target in built)}"),
         *(
@@ -594,15 +600,15 @@ def _inputs_to_outputs(facts: ModelFacts) -> str:
     return f"{inputs} -> {outputs}" if outputs else inputs
 
 
-def _own(job: Job, target: TargetProfile, scheme: str, defaults: Defaults) -> _Steps:
+def _own(job: Job, target: TargetProfile, scheme: str, defaults: Defaults, facts: ModelFacts | None) -> _Steps:
     if scheme == DEFAULT and target.name in defaults:
         named, why = defaults[target.name]
-        steps = _own(job, target, named, defaults)
+        steps = _own(job, target, named, defaults, facts)
         return steps if named == target.schemes[0] else [("choose", f"{why}. Choose another with --scheme"), *steps]
     if scheme == DEFAULT:
         first, other = default_schemes(target.schemes)[:2]
         when = f"{first}, but {other} for a model of attention or recurrent layers, which is known once it is loaded"
-        return [("choose", f"{when}. Choose another with --scheme"), *_own(job, target, first, defaults)]
+        return [("choose", f"{when}. Choose another with --scheme"), *_own(job, target, first, defaults, facts)]
     apps = [str(app) for app, names in match_apps(job).items() if target.name in names]
     model = job.name or "<model>"
     where = "by TOSA's reference model, in place of the NPU" if target.backend in ETHOS_U else "on this host"
@@ -611,6 +617,7 @@ def _own(job: Job, target: TargetProfile, scheme: str, defaults: Defaults) -> _S
     verify = f"{where}, {job.data.metric or 'top-1'}" if job.data.evaluation else f"{where}, against fp32"
     return [
         *_quantize(job, target, scheme),
+        *_tables(target, scheme, facts),
         ("lower", f"{target.runtime}, {target.backend}, for runtime {target.app.oldest} and newer"),
         ("check", _joined(_gates(job, target, scheme)) or _NO_GATES),
         ("verify", verify),
@@ -653,6 +660,24 @@ def _quantize(job: Job, target: TargetProfile, scheme: str) -> _Steps:
         data = job.data.search or "the rest of the calibration data"
         steps.append(("search", f"the layers to leave in float, on at most {job.data.num_search_samples} of {data}"))
     return steps
+
+
+def _tables(target: TargetProfile, scheme: str, facts: ModelFacts | None) -> _Steps:
+    """Return what becomes of the tables of embeddings, of a model that has some."""
+    if facts is None or facts.work is None or facts.work.table_share < _FEW:
+        return []
+    size = f"{share(facts.work.table_share)} of the weights"
+    instead = next((name for name in ("dynamic-int8", "weight-only-int8") if name in target.schemes), None)
+    if scheme in ("dynamic-int8", "weight-only-int8"):
+        why = NO_4_BIT_TABLES.get(target.runtime)
+        return [("tables", f"embeddings, {size}, in int8{f'; not in 4 bits: {why}' if why else ''}")]
+    if scheme in NEEDS_CALIBRATION and target.backend in FLOAT_TABLES:
+        advice = f"; --scheme {instead} stores them in int8" if instead else ""
+        return [("tables", f"embeddings, {size}, in float32{advice}")]
+    return []
+
+
+_FEW = 0.01  # of the weights: smaller tables change no size that counts
 
 
 def _training(job: Job) -> str:

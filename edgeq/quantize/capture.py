@@ -579,7 +579,7 @@ def silenced() -> Iterator[None]:
 
 
 def _watched(module: Any, specs: Sequence[TensorSpec]) -> ModelWork | None:
-    """Run the float model on random inputs, and return its multiply-accumulates by kind; None if it cannot be watched.
+    """Run the float model on random inputs, and return what it computes and looks up; None if it cannot be watched.
 
     Elementwise operators do not count. The fused path of attention is off, since it is one operator that no formula
     knows; a recurrent layer of oneDNN is another, whose weights are used once for each step.
@@ -591,7 +591,8 @@ def _watched(module: Any, specs: Sequence[TensorSpec]) -> ModelWork | None:
     def storages(tensors: Iterable[Any]) -> set[int]:
         return {tensor.untyped_storage().data_ptr() for tensor in tensors}
 
-    weights = storages((*module.parameters(), *module.buffers()))
+    held = {tensor.untyped_storage().data_ptr(): tensor.numel() for tensor in (*module.parameters(), *module.buffers())}
+    weights, tables = held.keys(), set[int]()
     recurrent = {kind: storages(tensors) for kind, tensors in _recurrent_weights(module).items()}
     macs: Counter[str] = Counter()
     products = 0
@@ -604,13 +605,15 @@ def _watched(module: Any, specs: Sequence[TensorSpec]) -> ModelWork | None:
             if name == "mkldnn_rnn_layer":
                 steps, batch = args[0].shape[:2]
                 macs["LSTM"] += steps * batch * sum(weight.numel() for weight in args[1:3])
+            elif name.startswith("embedding"):
+                tables.update(storages(args[:1]) & weights)
             elif func.overloadpacket in flop_registry:
                 count = flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=result) // 2
                 factors = [arg for arg in args if isinstance(arg, torch.Tensor)][-2:]
                 if "convolution" in name:
                     macs["convolution"] += count
-                elif held := storages(factors) & weights:
-                    macs[next((kind for kind in recurrent if held & recurrent[kind]), "linear")] += count
+                elif read := storages(factors) & weights:
+                    macs[next((kind for kind in recurrent if read & recurrent[kind]), "linear")] += count
                 else:
                     macs["attention"] += count
                     products += 2 if name.startswith("scaled_dot_product") else 1
@@ -636,6 +639,7 @@ def _watched(module: Any, specs: Sequence[TensorSpec]) -> ModelWork | None:
         rnn_macs=macs["RNN"],
         attention_macs=macs["attention"],
         attention_products=products,
+        table_share=sum(held[table] for table in tables) / max(sum(held.values()), 1),
     )
 
 

@@ -10,7 +10,8 @@ FX puts an observer on what an int8 kernel reads or writes, and takes its kind f
   a number and its product, although that kernel scales the scale instead;
 - a softmax over thousands of values is rounded to steps of 1/256, where nearly all of it is zero, and so is a tanh or
   sigmoid whose values fill a small part of its fixed range;
-- a mask of -1e9 that is added to attention scores takes the range, so that the scores are one value.
+- a mask of -1e9 that is added to attention scores takes the range, so that the scores are one value;
+- the divisor of `x / (total + eps)` is rounded: its small values become 0, and what they divide is any number.
 
 Here each observer is given the range of the value that it sees. What only moves data shares the range of its source. A
 join of unlike ranges is computed in float: at the end of a graph with its parts in their own scales, elsewhere rounded
@@ -89,6 +90,20 @@ _SOFTMAX = frozenset({"softmax"})
 # activations whose int8 kernel has one output range, and ATen's operator of each
 _FIXED = {name: name.rstrip("_") for name in ("hardsigmoid", "sigmoid", "sigmoid_", "tanh", "tanh_")}
 
+# what divides, which no int8 kernel does, and the place of the operand whose small values may not be rounded to 0
+_DIVISORS = {
+    **dict.fromkeys(("div", "div_", "truediv", "itruediv", "divide"), 1),
+    **dict.fromkeys(("rsqrt", "rsqrt_", "reciprocal", "reciprocal_", "rtruediv"), 0),
+}
+
+# what a divisor is made by, of one value
+_BEFORE_DIVISION = frozenset(
+    {
+        *("add", "add_", "iadd", "mul", "mul_", "imul", "clamp", "clamp_", "clamp_min", "clip"),
+        *("sqrt", "sqrt_", "pow", "abs"),
+    }
+)
+
 _SCALING = (operator.add, operator.mul, torch.add, torch.mul)
 
 # what computes one value from one, or from two at the same place: after a lost softmax it is as unfit for int8
@@ -137,6 +152,7 @@ def place_observers(prepared: Any, spec: QuantizeSpec, new_observer: Callable[[]
         if graph.observer(one.before) is graph.observer(one.after):
             graph.put(one.before, new_observer())  # of which nothing is used: see `saturate_clamps`
     graph.leave_writes_in_float()
+    graph.leave_divisors_in_float()
     joins = [node for node in prepared.graph.nodes if graph.name(node) in _JOINING and graph.parts(node)]
     softmaxes = [node for node in prepared.graph.nodes if graph.name(node) in _SOFTMAX and graph.place(node)]
     fixed = [node for node in prepared.graph.nodes if graph.name(node) in _FIXED and graph.fixed_range(node)]
@@ -501,6 +517,30 @@ class _Graph:
                         self.remove(later)
                 if not place.users:
                     self.remove(place)
+
+    def leave_divisors_in_float(self) -> None:
+        """Do not round what a division divides by, as it was computed of one value: no int8 kernel divides."""
+        for node in list(self.nodes):
+            place = _DIVISORS.get(self.name(node))
+            if place is None or len(node.args) <= place:
+                continue
+            reader, value = node, node.args[place]
+            while isinstance(value, torch.fx.Node):
+                if self.is_place(value) and not self.is_layers_output(value.args[0]):
+                    source = value.args[0]
+                    reader.replace_input_with(value, source)
+                    if not value.users:
+                        self.remove(value)
+                    value = source
+                elif self._makes_divisor(value):
+                    reader, (value,) = value, value.all_input_nodes
+                else:
+                    break
+
+    def _makes_divisor(self, value: Any) -> bool:
+        """Whether a value is made of one other, and read once."""
+        is_made = self.name(value) in _BEFORE_DIVISION or self.name(value) in _MOVING
+        return is_made and len(value.all_input_nodes) == len(value.users) == 1
 
     def _first_places(self, node: Any) -> list[Any]:
         """Return the observers of a value, and of what it is moved to before it is observed."""

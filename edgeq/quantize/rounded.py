@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from edgeq.core.errors import UnsupportedError
@@ -41,6 +41,9 @@ def fp16(spec: QuantizeSpec) -> QuantizedModel:
 def weight_only_int8(spec: QuantizeSpec) -> QuantizedModel:
     """Round weights to int8, with a scale for each row: an output of a linear layer, a word of an embedding.
 
+    What is looked up at places that no input changes, such as a bias for each two positions, is rounded as it is used,
+    with a scale for each head: the exporter writes it out in place of the table, and it may be most of the artifact.
+
     Raises:
         UnsupportedError: a model without weights.
         UsageError: a --keep-fp32 name that the model does not have.
@@ -52,7 +55,7 @@ def weight_only_int8(spec: QuantizeSpec) -> QuantizedModel:
         scale = weight.abs().amax(dim=rows, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / INT8_STEPS
         return torch.round(weight / scale) * scale
 
-    return _rounded(spec, "weight-only-int8", rounded)
+    return _rounded(spec, "weight-only-int8", rounded, write_out=True)
 
 
 def weight_only_executorch(spec: QuantizeSpec) -> QuantizedModel:
@@ -127,12 +130,20 @@ def _in_half(spec: QuantizeSpec, scheme: str, rounded: Rounding) -> QuantizedMod
 Rounding = Callable[[str, Any, int], Any]
 
 
-def _rounded(spec: QuantizeSpec, scheme: str, rounded: Rounding) -> QuantizedModel:
-    """Round matrices and kernels, of layers that --keep-fp32 does not name; batch norms are folded before."""
+def _rounded(spec: QuantizeSpec, scheme: str, rounded: Rounding, *, write_out: bool = False) -> QuantizedModel:
+    """Round matrices and kernels, of layers that --keep-fp32 does not name; batch norms are folded before.
+
+    Args:
+        spec: the model.
+        scheme: its name.
+        rounded: rounds a weight.
+        write_out: whether lookups at constant places are computed first.
+    """
     import torch
 
     module = half_graph.functional_graph(spec.captured)
     kept = matched_names(spec.keep_fp32, module_types(spec))
+    written_out = _write_out_lookups(module, kept) if write_out else {}
     chosen: dict[str, None] = {}
     left: dict[str, None] = {}
     for target in dict.fromkeys(node.target for node in module.graph.nodes if node.op == "get_attr"):
@@ -143,19 +154,70 @@ def _rounded(spec: QuantizeSpec, scheme: str, rounded: Rounding) -> QuantizedMod
             continue
         readers = [user for node in module.graph.nodes if node.target == target for user in node.users]
         owners = [half_graph.module_of(reader) or str(reader.name) for reader in readers]
+        owners = [written_out[target]] if target in written_out else owners
         if any(inside(owner, kept) for owner in owners):
             left.update(dict.fromkeys(owners))
             continue
-        value = rounded(owners[0], tensor.detach(), int(any(map(_is_transposed, readers))))
+        value = tensor.detach()
+        if target in written_out and value.shape[0] == 1:  # the batch, before the heads
+            value = value.squeeze(0)
+        value = rounded(owners[0], value, int(any(map(_is_transposed, readers))))
         if value is None:
             left.update(dict.fromkeys(owners))
             continue
-        half_graph.put_tensor(module, target, value)
+        half_graph.put_tensor(module, target, value.reshape(tensor.shape))
         chosen.update(dict.fromkeys(owners))
     layers = (list(chosen), [name for name in left if name not in chosen])
     program = half_graph.with_precisions(module, lambda _node: None, spec.inputs)
     made = quantized_model(scheme, program.module(), layers, covers="weight matrix or kernel")
     return dataclasses.replace(made, exported=program)
+
+
+# elements: the ONNX exporter's optimizer leaves larger results to each run (onnxscript 0.7)
+_MOST_WRITTEN_OUT = 512 * 512
+
+
+def _write_out_lookups(module: Any, kept: Collection[str]) -> dict[str, str]:
+    """Put what is looked up at constant places, and is larger than its table, in place of the lookup and what follows.
+
+    Returns:
+        The names of the new constants, and of each the layer that it was looked up in.
+    """
+    import torch
+
+    values: dict[Any, Any] = {}  # of nodes that depend on no input
+    looked_up: dict[Any, str] = {}
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            values[node] = half_graph.tensor_at(module, node.target)
+        elif isinstance(node.target, torch._ops.OpOverload) and values.keys() >= {*node.all_input_nodes}:
+            if torch.Tag.nondeterministic_seeded in node.target.tags:
+                continue
+            args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+            with torch.no_grad():
+                values[node] = node.target(*args, **kwargs)
+            layer = next((looked_up[arg] for arg in node.all_input_nodes if arg in looked_up), None)
+            if half_graph.op_name(node) == "embedding" and args[0].numel() < values[node].numel() <= _MOST_WRITTEN_OUT:
+                layer = half_graph.module_of(node) or str(node.name)
+            if layer is not None and not inside(layer, kept):
+                looked_up[node] = layer
+    found = {}
+    for node, layer in looked_up.items():
+        readers = [reader for reader in node.users if reader not in values]
+        if not readers or not torch.is_tensor(values[node]):
+            continue
+        name = f"{node.name}_written_out"
+        module.register_parameter(name, torch.nn.Parameter(values[node].contiguous(), requires_grad=False))
+        with module.graph.inserting_before(node):
+            constant = module.graph.get_attr(name)
+        constant.meta.update(node.meta)
+        for reader in readers:
+            reader.replace_input_with(node, constant)
+        found[name] = layer
+    module.graph.eliminate_dead_code()
+    module.delete_all_unused_submodules()
+    module.recompile()
+    return found
 
 
 def _is_transposed(node: Any) -> bool:

@@ -280,6 +280,7 @@ class ModelWork:
         lstm_macs, gru_macs, rnn_macs: the same in recurrent layers of a kind.
         attention_macs: products of two activations.
         attention_products: how many of these products there are.
+        table_share: the share of all weights that lies in tables of embeddings, 0 to 1; lookups multiply nothing.
     """
 
     convolution_macs: int = 0
@@ -289,6 +290,7 @@ class ModelWork:
     rnn_macs: int = 0
     attention_macs: int = 0
     attention_products: int = 0
+    table_share: float = 0.0
 
     @property
     def recurrent_macs(self) -> int:

@@ -5,9 +5,9 @@ import math
 
 import pytest
 
-from edgeq.check.precision import audit_gates, audit_warnings
+from edgeq.check.precision import audit_gates, audit_warnings, table_warnings
 from edgeq.core.errors import ExitCode
-from edgeq.core.results.model import BEFORE_LOGARITHM, NO_KERNEL, RECURRENT, TRANSPOSED, Layer
+from edgeq.core.results.model import BEFORE_LOGARITHM, NO_KERNEL, RECURRENT, TRANSPOSED, Layer, ModelWork
 
 from .gate_builders import kernels, lowered, target, verified
 
@@ -204,3 +204,22 @@ def test_mostly_float_by_intention_is_warned_of_with_the_scheme_that_suits():
     assert gates["int8_macs"].outcome == "ok"
     assert "only 30.0% of the MACs are in int8, left in float: 70.0% by products of activations" in warning
     assert "dynamic-int8 may suit" in warning
+
+
+def test_tables_of_embeddings_in_float_are_told_where_they_are_most_of_the_weights():
+    def warned(share, scheme="static-int8", name="android-arm64-xnnpack", stored=()):
+        model = dataclasses.replace(lowered(), stored=stored)
+        return table_warnings(target(name), scheme, model, ModelWork(linear_macs=100, table_share=share))
+
+    (said,) = warned(0.951)
+    assert said == (
+        "the tables of embeddings, 95.1% of the weights, are in float32; --scheme dynamic-int8 stores them in int8"
+    )
+    assert "--scheme weight-only-int8" in warned(0.5, name="linux-x86_64-openvino")[0]
+    assert warned(0.9, stored=(("float32", 90), ("int8", 10)))
+    # few of the weights, no static scheme, a runtime whose tables are not known, tables that the artifact has in int8
+    assert not warned(0.499)
+    assert not warned(0.9, scheme="dynamic-int8")
+    assert not warned(0.9, name="android-arm64-litert")
+    assert not warned(0.9, stored=(("float32", 10), ("int8", 90)))
+    assert not table_warnings(target(), "static-int8", lowered(), None)

@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import re
 
+import numpy as np
 import pytest
 import torch
 from executorch.exir.backend.canonical_partitioners.pattern_op_partitioner import (
@@ -21,6 +22,7 @@ from edgeq.lower.edge_speedups import needed_patterns
 from edgeq.lower.executorch import DELEGATES
 from edgeq.quantize.capture import example_tensors
 from edgeq.verify.host import HostRuntime
+from edgeq.verify.runtimes import RUNNERS
 
 pytestmark = pytest.mark.slow
 
@@ -369,3 +371,48 @@ def test_partitions_that_would_wait_for_one_another_are_not_merged():
     assert sorted(sorted(node.name for node in one.nodes) for one in found) == sorted(
         [sorted([pair_start.name, pair_end.name]), [first.name], [last.name]]
     )
+
+
+class Applied(nn.Module):
+    """A function between an input [1, 4, 8, 8, 8] and an output."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+CUBE = TensorSpec(name="x", dtype="float32", shape=(1, 4, 8, 8, 8), low=-1.0)
+
+
+@pytest.mark.parametrize(
+    ("function", "what", "fix"),
+    [
+        (lambda x: torch.fft.irfft(torch.fft.rfft(x) * x[..., :5]), "no arithmetic of complex numbers", "OpenVINO"),
+        (
+            lambda x: torch.fft.fft(x).abs(),
+            "no second half of a spectrum: aten.fft_fft at .+test_executorch.py",
+            "rfft",
+        ),
+        (lambda x: x.sort(-1)[1].float(), "cannot sort where the places are read", "topk"),
+        (lambda x: torch.nn.functional.max_pool3d(x, 2), "pools over three axes: aten.max_pool3d", "OpenVINO"),
+    ],
+)
+def test_what_the_runtime_has_no_kernel_of_is_refused_with_its_line(function, what, fix, tmp_path):
+    graph = quantized(loaded(Applied(function), CUBE), "executorch", "fp32", backend="xnnpack")
+    with pytest.raises(UnsupportedError, match=what) as caught:
+        lowered(graph, (CUBE,), tmp_path, "executorch", backend="xnnpack")
+    assert fix in caught.value.fix
+
+
+def test_sorted_values_are_those_of_a_topk(tmp_path):
+    model = loaded(Applied(lambda x: (x.sort(1)[0], torch.sort(x, descending=True).values)), CUBE)
+    low = lowered(quantized(model, "executorch", "fp32", backend="xnnpack"), (CUBE,), tmp_path, "executorch",
+                  backend="xnnpack")  # fmt: skip
+    runner = RUNNERS["executorch"](low.path, "xnnpack", 1, trusted=True)
+    runner.load()
+    x = torch.rand(CUBE.shape) * 2 - 1
+    for came, expected in zip(runner.run((x.numpy(),)), model.model(x), strict=True):
+        np.testing.assert_array_equal(came, expected.numpy())

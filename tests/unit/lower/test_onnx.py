@@ -14,7 +14,7 @@ from edgeq.core.errors import UnsupportedError
 from edgeq.core.ort_format import reduced_build_config
 from edgeq.core.results.model import TensorSpec
 from edgeq.core.samples import batches
-from edgeq.lower.onnx import lower_file, onnx_layers
+from edgeq.lower.onnx import file_work, lower_file, onnx_layers
 from edgeq.lower.spec import LowerSpec
 from edgeq.quantize import FILE_METHODS, METHODS
 from edgeq.verify.kernels import kernel_share
@@ -327,3 +327,22 @@ def test_layers_of_constants_are_computed_as_a_runtime_loads():
     ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 4]) for name in ("x", "y")]
     proto = onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", ends[:1], ends[1:], [square]))
     assert [layer.name for layer in onnx_layers(onnx.shape_inference.infer_shapes(proto))] == ["mix"]
+
+
+@pytest.mark.parametrize(("axis", "share"), [(0, 0.8), (1, 0.0)])
+def test_the_tables_of_a_file_are_what_gather_reads_rows_of(axis, share, tmp_path):
+    graph = onnx.parser.parse_graph(
+        f"g (int64[1, 4] x) => (float[1, 4, 5] y) {{ r = Gather<axis = {axis}>(table, x)  y = MatMul(r, w) }}"
+        if axis == 0
+        else f"g (int64[4] x) => (float[20, 5] y) {{ r = Gather<axis = {axis}>(table, x)  y = MatMul(r, w) }}"
+    )
+    rng = np.random.default_rng(0)
+    for name, shape in (("table", (20, 4)), ("w", (4, 5))):
+        values = rng.normal(size=shape).astype(np.float32)
+        graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+    path = tmp_path / "tables.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)]), path)
+    sizes = (1, 4) if axis == 0 else (4,)
+    work = file_work(path, (TensorSpec(name="x", dtype="int64", shape=sizes),))
+    assert work.table_share == pytest.approx(share)
+    assert work.linear_macs == (80 if axis == 0 else 400)

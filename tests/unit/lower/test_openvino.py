@@ -228,6 +228,35 @@ def test_processors_without_vnni_need_weights_of_seven_bits(reduced):
     assert exact == reduced, done.stdout  # 255 * 127 * 2 is more than 16 bits hold
 
 
+class OfConstants(nn.Module):
+    """A convolution of an input, and one of the waves that encode its positions, as EdgeNeXt has it."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.project, self.conv = nn.Conv2d(64, 128, 1), nn.Conv2d(3, 128, 3, padding=1)
+
+    def forward(self, x):
+        steps = torch.arange(1, 13, dtype=torch.float32)[:, None] / torch.arange(1, 33)
+        rows = torch.stack((steps.sin(), steps.cos()), 2).flatten(1)
+        waves = (rows[:, None] + rows[None]).permute(2, 0, 1).unsqueeze(0)
+        positions = self.project(waves).flatten(2).transpose(1, 2)
+        return self.conv(x).flatten(2).transpose(1, 2) + positions
+
+
+@pytest.mark.parametrize("scheme", ["weight-only-int8", "fp16"])
+def test_weights_that_a_constant_is_multiplied_by_can_be_loaded(scheme, tmp_path):
+    spec = TensorSpec(name="x", dtype="float32", shape=(1, 3, 12, 12), low=-1.0)
+    model = loaded(OfConstants, spec)
+    low = lowered(quantized(model, "openvino", scheme, backend="openvino"), (spec,), tmp_path, "openvino",
+                  backend="openvino")  # fmt: skip
+    assert dict(low.stored)["int8" if scheme == "weight-only-int8" else "float16"] >= 3 * 128 * 9
+    runner = RUNNERS["openvino"](low.path, "openvino", 1, trusted=True)
+    runner.load()
+    x = torch.rand(spec.shape) * 2 - 1
+    np.testing.assert_allclose(runner.run((x.numpy(),))[0], model.model(x).detach().numpy(), atol=0.02)
+
+
 class HalfSpectra(nn.Module):
     """The power of frames, from the parts of their spectra."""
 
@@ -246,6 +275,28 @@ def test_parts_of_half_spectra_have_the_shapes_that_onnx_states(tmp_path):
     x = torch.rand(1, 3, 16) * 2 - 1
     for came, expected in zip(runner.run((x.numpy(),)), model.model(x), strict=True):
         assert came.shape == expected.shape
+        np.testing.assert_allclose(came, expected.numpy(), atol=1e-5)
+
+
+class Filtered(nn.Module):
+    """Signals from half spectra that were multiplied, along each axis, of even and odd lengths."""
+
+    def forward(self, x):
+        gain = torch.linspace(1, 0, 9)
+        last = torch.fft.irfft(torch.fft.rfft(x) * gain, n=16)
+        first = torch.fft.irfft(torch.fft.rfft(x, dim=1) * gain[:4, None, None], n=7, dim=1)
+        return last, first, torch.fft.irfft2(torch.fft.rfft2(x))
+
+
+def test_half_spectra_become_signals_again_along_the_axis_that_is_meant(tmp_path):
+    spec = TensorSpec(name="x", dtype="float32", shape=(1, 7, 3, 16), low=-1.0)
+    model = loaded(Filtered, spec)
+    low = lowered(quantized(model, "openvino", "fp32", backend="openvino"), (spec,), tmp_path, "openvino",
+                  backend="openvino")  # fmt: skip
+    runner = RUNNERS["openvino"](low.path, "openvino", 1, trusted=True)
+    runner.load()
+    x = torch.rand(1, 7, 3, 16) * 2 - 1
+    for came, expected in zip(runner.run((x.numpy(),)), model.model(x), strict=True):
         np.testing.assert_allclose(came, expected.numpy(), atol=1e-5)
 
 

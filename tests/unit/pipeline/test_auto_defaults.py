@@ -23,6 +23,8 @@ HYBRID = ModelWork(convolution_macs=65, linear_macs=25, attention_macs=10, atten
 ONE_BLOCK = ModelWork(convolution_macs=70, linear_macs=20, attention_macs=10, attention_products=2)
 LSTM, GRU, RNN = ModelWork(lstm_macs=90, linear_macs=10), ModelWork(gru_macs=100), ModelWork(rnn_macs=100)
 SPEECH = ModelWork(convolution_macs=60, lstm_macs=40)
+RECOMMENDER, TEXT_CNN = ModelWork(linear_macs=100, table_share=0.9), ModelWork(convolution_macs=100, table_share=0.9)
+SMALL_TABLE = ModelWork(linear_macs=100, table_share=0.5)
 
 
 @pytest.mark.parametrize(
@@ -30,6 +32,11 @@ SPEECH = ModelWork(convolution_macs=60, lstm_macs=40)
     [
         *((work, X86, "static-int8") for work in (CONVOLUTIONS, PERCEPTRON, ONE_BLOCK, SPEECH)),
         *((work, ORT, "static-int8") for work in (CONVOLUTIONS, PERCEPTRON, ONE_BLOCK, SPEECH)),
+        *((work, X86, "static-int8") for work in (TEXT_CNN, SMALL_TABLE)),  # nothing to gain for the first
+        *((RECOMMENDER, target, "dynamic-int8") for target in (X86, XNNPACK, QNNPACK, ORT)),
+        (RECOMMENDER, OPENVINO, "weight-only-int8"),
+        (RECOMMENDER, PHONE_ORT, "dynamic-int8"),
+        (RECOMMENDER, "android-arm64-litert", "static-int8"),  # what its converter makes of tables is not known
         *((TRANSFORMER, target, "dynamic-int8") for target in (X86, XNNPACK, QNNPACK, ORT)),
         *((HYBRID, target, "dynamic-int8") for target in (X86, XNNPACK, QNNPACK, ORT)),
         *((LSTM, target, "dynamic-int8") for target in (X86, XNNPACK, QNNPACK, ORT)),

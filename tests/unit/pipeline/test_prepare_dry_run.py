@@ -10,7 +10,9 @@ import pytest
 
 from edgeq.core.config import DataConfig, Job
 from edgeq.core.errors import EdgeqError, ExitCode
+from edgeq.core.results.model import ModelFacts, ModelWork
 from edgeq.core.targets import load_target
+from edgeq.pipeline.plan import plan_text
 from edgeq.pipeline.prepare import check_job
 from edgeq.report.progress import Quiet
 
@@ -108,3 +110,29 @@ def test_one_target_that_is_refused_ends_as_the_run_does() -> None:
         check_job(job(targets=both, dynamic_batch=True), Quiet())
     assert caught.value.exit_code == ExitCode.UNSUPPORTED
     assert caught.value.key == "targets"
+
+
+def test_the_plan_says_what_becomes_of_the_tables_of_embeddings():
+    facts = ModelFacts(inputs=(), outputs=(), work=ModelWork(linear_macs=10, table_share=0.9), notes=())
+    without = dataclasses.replace(facts, work=ModelWork(linear_macs=10))
+
+    def tables(name: str, scheme: str, facts: ModelFacts = facts) -> list[str]:
+        lines = plan_text(job(targets=(load_target(name),), schemes=(scheme,)), {}, facts).splitlines()
+        return [line.split(maxsplit=1)[1] for line in lines if line.startswith("  tables")]
+
+    int8 = "embeddings, 90.00% of the weights, in int8; not in 4 bits: "
+    for name, scheme, why in (
+        ("linux-x86_64-xnnpack", "dynamic-int8", "embedding_4bit"),
+        ("linux-x86_64-ort", "dynamic-int8", "GatherBlockQuantized"),
+        ("linux-x86_64-openvino", "weight-only-int8", "int4 rows"),
+        ("linux-x86_64-x86", "weight-only-int8", "archives"),
+    ):
+        (line,) = tables(name, scheme)
+        assert line.startswith(int8), line
+        assert why in line
+    for name, scheme in (("linux-x86_64-x86", "dynamic-int8"), ("linux-x86_64-openvino", "weight-only-int8")):
+        assert tables(name, "static-int8") == [
+            f"embeddings, 90.00% of the weights, in float32; --scheme {scheme} stores them in int8"
+        ]
+    assert not tables("linux-x86_64-x86", "dynamic-int8", without)
+    assert not tables("linux-x86_64-x86", "fp16")

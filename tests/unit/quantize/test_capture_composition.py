@@ -104,3 +104,21 @@ def test_a_model_that_cannot_be_watched_still_runs():
     outputs, work = run_once(loaded(Refusing(), SEQUENCE))
     assert outputs[0].shape == SEQUENCE.shape
     assert work is None
+
+
+def test_the_tables_that_lookups_read_are_known_exported_or_not():
+    class Recommender(nn.Module):
+        """A table of 100 x 4, a bag of 50 x 4, and 8 x 4 + 4 other weights."""
+
+        def __init__(self):
+            super().__init__()
+            self.words, self.bag, self.head = nn.Embedding(100, 4), nn.EmbeddingBag(50, 4), nn.Linear(8, 4)
+
+        def forward(self, x):
+            return self.head(torch.cat((self.words(x[:, 0]), self.bag(x)), 1))
+
+    model = loaded(Recommender, TensorSpec(name="x", dtype="int64", shape=(2, 5), high=49))
+    assert work_of(model).table_share == pytest.approx(600 / 636)
+    program = torch.export.export(model.model, (torch.zeros((2, 5), dtype=torch.int64),))
+    assert work_of(dataclasses.replace(model, kind="exported", model=program)).table_share == pytest.approx(600 / 636)
+    assert work_of(loaded(SmallNet)).table_share == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from small_models import IMAGE, dataset, forward, loaded, quantized, small_net
+from small_models import IMAGE, dataset, folder, forward, loaded, lowered, quantized, small_net
 from torch import nn
 
 from edgeq.core.errors import UnsupportedError, UsageError
@@ -89,3 +89,43 @@ def test_unknown_names_and_weights_beyond_half_are_refused_by_name():
 def test_a_model_without_weights_is_refused():
     with pytest.raises(UnsupportedError, match="weight-only-int8 quantized nothing"):
         quantized(loaded(nn.ReLU(), ROW), "openvino", "weight-only-int8", backend="openvino")
+
+
+class Biased(nn.Module):
+    """Attention scores with a bias for each head and each distance of two of 12 places, as T5 has it."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.distances, self.project = nn.Embedding(8, 2), nn.Linear(4, 4)
+        with torch.no_grad():
+            self.distances.weight[:, 1] *= 100
+
+    def forward(self, x):
+        places = torch.arange(12)
+        buckets = (places[:, None] - places[None]).abs().clamp(max=7)
+        bias = self.distances(buckets).permute(2, 0, 1).unsqueeze(0)
+        return self.project(x).reshape(1, 12, 2, 2).transpose(1, 2) @ x.reshape(1, 12, 2, 2).permute(0, 2, 3, 1) + bias
+
+
+PLACES = TensorSpec(name="x", dtype="float32", shape=(1, 12, 4))
+
+
+def test_a_bias_that_is_larger_than_its_table_is_rounded_as_it_is_used():
+    graph = quantized(loaded(Biased, PLACES), "openvino", "weight-only-int8", backend="openvino")
+    assert "distances" in graph.quantized
+    (bias,) = [value for value in weights(graph).values() if value.ndim == 4]
+    steps = bias / (bias.abs().amax(dim=(0, 2, 3), keepdim=True) / 127)  # a scale for each head
+    assert float((steps - steps.round()).abs().max()) < 1e-3
+    kept = quantized(loaded(Biased, PLACES), "openvino", "weight-only-int8", backend="openvino", keep=("distances",))
+    assert "distances" in kept.kept_fp32
+    (table,) = [value for value in weights(kept).values() if value.shape == (8, 2)]
+    assert torch.equal(table, Biased().distances.weight)
+
+
+def test_the_rounded_bias_is_stored_in_int8():
+    model = loaded(Biased, PLACES)
+    graph = quantized(model, "openvino", "weight-only-int8", backend="openvino")
+    low = lowered(graph, (PLACES,), folder() / "biased", "openvino", backend="openvino")
+    assert dict(low.stored)["int8"] >= 2 * 12 * 12
+    assert dict(low.stored).get("float32", 0) < 12 * 12

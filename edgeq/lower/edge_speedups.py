@@ -36,8 +36,8 @@ def vulkan_speedups() -> contextlib.AbstractContextManager[None]:
 def vulkan_patterns() -> Iterator[None]:
     """Make the graphs of Vulkan's patterns once in a process.
 
-    The partitioner and then the delegate's passes export and lower graphs of rotary embeddings and the like, whatever
-    the model: 6 s of the 7 s that a small net takes. The matcher only reads them.
+    The partitioner and then the delegate's passes export and lower graphs of rotary embeddings and the like for
+    any model: 6 s of the 7 s that a small net takes. The matcher only reads them.
     Upstream: `functools.cache` on the functions that make them.
     """
     from executorch.backends.vulkan.patterns import fusable_patterns

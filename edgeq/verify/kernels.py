@@ -82,10 +82,12 @@ def kernel_share(runtime: str, kernels: Sequence[str], layers: Sequence[Layer]) 
     if not layers and found and (all_int8 := _all_or_none(found, "int8")) is not None:
         return KernelShare(int8_macs=all_int8, half_macs=_all_or_none(found, "half"), kernels=tuple(kernels))
     total = sum(layer.macs for layer in layers)
-    if total == 0 or (len(found) != len(layers) and runtime != "openvino"):
+    by_name = runtime in ("onnx", "openvino")
+    # ONNX Runtime computes a batch norm between convolutions in blocks of channels as another such convolution
+    norms = sum(name.startswith("Conv ") and name.endswith("_nchwc") for name in kernels) if runtime == "onnx" else 0
+    if total == 0 or (not 0 <= len(found) - len(layers) <= norms and runtime != "openvino"):
         why = f"the profile has {len(found)} convolutions and matrix products, the program {len(layers)}"
         return KernelShare(int8_macs=None, kernels=tuple(kernels), why_unmatched=why)
-    by_name = runtime in ("onnx", "openvino")
     if by_name:
         matched = (_by_node if runtime == "onnx" else _by_origin)(kernels, layers)
         if matched is None:

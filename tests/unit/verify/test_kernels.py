@@ -180,8 +180,16 @@ def test_a_quantized_kernel_of_no_layer_or_twice_of_one_claims_nothing(name):
     assert found.why_unmatched
 
 
+def test_a_batch_norm_that_onnx_runtime_computes_as_a_convolution_is_no_layer():
+    kernels = ("Conv getitem_2_nchwc", "MatMulInteger a", "Conv c_nchwc")
+    found = kernel_share("onnx", kernels, [layer(3, "a"), layer(1, "c")])
+    assert (found.int8_macs, found.why_unmatched) == (0.75, "")
+
+
 def test_another_number_of_onnx_kernels_claims_nothing():
-    assert kernel_share("onnx", ORT, [layer(1, "a"), layer(2, "c")]).int8_macs is None
+    kernels = ("QLinearConv a", "FusedConv relu", "QGemm c/MatMulAddFusion")
+    for layers in ([layer(1, "a"), layer(2, "c")], [layer(1, name) for name in "abcd"]):
+        assert kernel_share("onnx", kernels, layers).int8_macs is None
 
 
 OPENVINO = (

@@ -251,6 +251,8 @@ def replaced(module: Any, name: str, value: Any) -> Iterator[None]:
         AttributeError: the library no longer has this name, so the block would change nothing.
     """
     before = getattr(module, name)
+    if isinstance(module, type):
+        before = vars(module).get(name, before)  # a static or class method as such
     setattr(module, name, value)
     try:
         yield

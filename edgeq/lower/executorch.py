@@ -462,8 +462,10 @@ def _xnnpack_passes(_quantized: QuantizedModel, program: Any) -> Iterator[None]:
     XNNPACK's `ChannelsLastTaggedReshapePass` (ExecuTorch 1.5.1) exchanges a dequantize node for its copy in the other
     layout, for all readers. Others than the one that needs it have been tagged with the layout before: their values
     would be permuted once more (int8 Mish, hardshrink), and where the partition's output is one of them, the pass ends
-    with KeyError: 'val'. Here that reader alone gets a node of its own to exchange.
+    with KeyError: 'val'. Here that reader alone gets a node of its own to exchange. Of a partition's input it looks at
+    the first row, which a single value has not ("invalid index of a 0-dim tensor"); a single value has no layout.
     """
+    import torch
     from executorch.backends.xnnpack._passes.channels_last_tagged_reshape_pass import ChannelsLastTaggedReshapePass
     from executorch.exir.backend.canonical_partitioners.group_partitioner import GroupBasedPartitioner
 
@@ -499,9 +501,23 @@ def _xnnpack_passes(_quantized: QuantizedModel, program: Any) -> Iterator[None]:
             before = own
         plain(self, graph_module, before, after, copy, q_params)
 
+    def unless_single(plain: Callable[[Any], bool], of_single: bool) -> Any:
+        def check(node: Any) -> bool:
+            source = node
+            for _ in range(2):  # behind the pair that quantizes it
+                source = source.args[0] if source.args and isinstance(source.args[0], torch.fx.Node) else source
+            is_single = source.op == "placeholder" and source is not node and not source.meta["val"].dim()
+            return of_single if is_single else plain(node)
+
+        return staticmethod(check)
+
+    is_nhwc, is_nchw = ChannelsLastTaggedReshapePass.is_nhwc_node, ChannelsLastTaggedReshapePass.is_nchw_node
+
     with (
         replaced(GroupBasedPartitioner, "_can_merge_partitions", can_merge_partitions),
         replaced(ChannelsLastTaggedReshapePass, "insert_copy_q_dq", insert_copy_q_dq),
+        replaced(ChannelsLastTaggedReshapePass, "is_nhwc_node", unless_single(is_nhwc, of_single=False)),
+        replaced(ChannelsLastTaggedReshapePass, "is_nchw_node", unless_single(is_nchw, of_single=True)),
         speedups(program),
     ):
         yield

@@ -208,11 +208,16 @@ def capture(model: LoadedModel) -> Any:
             if varying_sizes(model.inputs) and not depends:
                 fix = "make forward take its sizes from its inputs, or give fixed sizes or another range in --input"
             raise UnsupportedError(what, fix) from err
-    if any(_writes(node) for node in _computed_from_constants(program)):
-        # Swin V2 zeroes a part of a copied bias: without writes in place, that is a constant like others
+    # Swin V2 zeroes a part of a copied bias: without writes in place, that is a constant like others. torch.vmap leaves
+    # calls that open and close a batch, which a second trace replaces by operators on whole batches
+    is_mapped = any(getattr(node.target, "__module__", "") == _VMAP for node in program.graph.nodes)
+    if is_mapped or any(_writes(node) for node in _computed_from_constants(program)):
         with silenced(), open_steps(model.inputs):
             program = decomposed(program, {})
     return with_constants(with_modules(plain_pads(plain_convolutions(program))), inputs, model.inputs)
+
+
+_VMAP = "torch._functorch.predispatch"
 
 
 def capture_batched(model: LoadedModel) -> Any | None:

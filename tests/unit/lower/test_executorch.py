@@ -252,6 +252,26 @@ def test_what_executorch_cannot_lower_has_its_operator_and_line(tmp_path, monkey
         lowered(quantized(model, "executorch", "fp32"), model.inputs, tmp_path, "executorch", backend="xnnpack")
 
 
+class Mapped(nn.Module):
+    """torch.vmap makes the 1 a value without axes, which the delegate quantizes."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3, stride=2), nn.Linear(8, 4)
+
+    def forward(self, x):
+        rows = self.conv(x).relu().mean((2, 3))
+        return self.head(torch.vmap(lambda row: row / (1 + row.abs().sum()))(rows))
+
+
+def test_a_single_value_is_quantized_among_images(tmp_path):
+    model = loaded(Mapped, IMAGE)
+    made = lowered(
+        quantized(model, "executorch", "static-int8"), model.inputs, tmp_path, "executorch", backend="xnnpack"
+    )
+    assert made.delegated_macs == 1
+
+
 class Peaks(nn.Module):
     """A largest value over channels, which XNNPACK has no kernel of, between layers that it has."""
 

@@ -46,6 +46,25 @@ def test_a_model_that_keeps_state_between_calls_is_refused(exported):
     assert "an input and an output" in caught.value.fix
 
 
+class Mapped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return torch.vmap(lambda row: row / (1 + row.abs().sum()))(self.linear(x))
+
+
+def test_what_vmap_maps_becomes_operators_on_whole_batches():
+    model = loaded(Mapped, FOUR)
+    program = capture(model)
+    assert all(
+        isinstance(node.target, torch._ops.OpOverload) for node in program.graph.nodes if node.op == "call_function"
+    )
+    inputs = example_tensors(model.inputs)
+    assert torch.allclose(program.module()(*inputs), model.model(*inputs), atol=1e-6)
+
+
 def test_a_model_that_draws_random_numbers_is_refused():
     with pytest.raises(UnsupportedError, match="not deterministic") as caught:
         run_once(loaded(Dropping, FOUR))

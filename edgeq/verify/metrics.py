@@ -707,7 +707,7 @@ class Repeats:
     input is within `_COPY` of that input's spread over the rows, and each float output of fp32 within `_COPY` of that
     output's root mean square. Inputs alone would merge rows that one large column dominates, such as a time; outputs
     alone those whose scores saturate. The spread, not the magnitude, tells inputs apart that share a large mean, such
-    as pressures. Rows without float inputs or without outputs are told apart by their bytes.
+    as pressures. Rows without float inputs or without outputs are distinguished by their bytes.
 
     Of each array a sketch of a few numbers is kept: seeded projections on signs, which keep distances (Achlioptas,
     Database-friendly Random Projections, 2003). Values go in as asinh, linear below 1 and a logarithm above: noise does

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from edgeq.deliver.ota.release import Base, Prepared, Published, Terms, add_rele
 from edgeq.pipeline.evaluation import input_specs, open_evaluation
 from edgeq.pipeline.measurement import Settled, settled_bundles
 from edgeq.verify.host import HostRuntime
-from edgeq.verify.metrics import class_drops, class_index, cut, real_rows, row_keys, scored
+from edgeq.verify.metrics import Repeats, class_drops, class_index, cut, real_rows, scored
 
 
 def churn_gates(
@@ -390,8 +390,9 @@ def churn(new: Bundle, old: Bundle, data: DataConfig, runtime: HostRuntime, prog
         UnsupportedError: the runtime lacks what an artifact needs.
     """
     samples = open_evaluation(new.manifest, data, progress).samples
-    before, keys = _predictions(old, samples, runtime, progress, "shipped model")
+    before, repeats = _predictions(old, samples, runtime, progress, "shipped model")
     after, _ = _predictions(new, samples, runtime, progress, "new model")
+    keys = repeats.keys()
     flips, distinct = float(np.mean(before != after)), len(set(keys))
     worth = effective_count(keys)
     found = Churn(
@@ -436,14 +437,14 @@ def _labels(manifest: Manifest, samples: Dataset) -> NDArray[Any]:
 
 def _predictions(
     bundle: Bundle, samples: Dataset, runtime: HostRuntime, progress: Progress, what: str
-) -> tuple[NDArray[Any], list[Hashable]]:
-    """Return the predicted class of each row, int64 [rows], and what tells the rows apart.
+) -> tuple[NDArray[Any], Repeats]:
+    """Return the predicted class of each row, int64 [rows], and which rows are repeats.
 
     A sample that is a whole batch has several rows.
     """
     target = bundle.manifest.target
     runtime.load(bundle.artifact, runtime=target.runtime, backend=target.backend, threads=bundle.manifest.threads)
-    found, keys = [], []
+    found, repeats = [], Repeats()
     with progress.task(f"run the {what}", samples.count) as task:
         specs = input_specs(bundle.manifest)
         for batch, _, outputs in run_in_order(batches(samples, specs), specs, lambda fed: runtime.run(fed.inputs)):
@@ -455,6 +456,6 @@ def _predictions(
             if not np.isfinite(scores).all():
                 raise UsageError(f"the {what} gives NaN or Inf", "verify the bundle with `edgeq verify`")
             found.append(scores.argmax(axis=1))
-            keys += row_keys(batch)
+            repeats.add(batch, outputs)
             task.advance(batch.rows)
-    return np.concatenate(found), keys
+    return np.concatenate(found), repeats

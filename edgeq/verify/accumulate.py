@@ -24,6 +24,7 @@ from edgeq.verify.metrics import (
     FEW_CLASSES,
     Comparison,
     Metric,
+    Repeats,
     SetMetric,
     Variety,
     are_classes,
@@ -34,7 +35,6 @@ from edgeq.verify.metrics import (
     metric_drop_pp,
     of_sample,
     real_rows,
-    row_keys,
     scored,
     sequences_of,
     top1,
@@ -343,16 +343,20 @@ MOST_CLASSES = 100  # of which the drop is kept
 
 @dataclass(slots=True)
 class Tally:
-    """Sums that accumulate while the samples run."""
+    """Sums that accumulate while the samples run.
+
+    Attributes:
+        scored: of each score the rows that it is of, by their numbers in `repeats`.
+    """
 
     parity: ParityTally = field(default_factory=ParityTally)
     for_parity: list[tuple[Batch, Outputs]] = field(default_factory=list)
     fidelity: Comparison = field(default_factory=lambda: Comparison(by_channel=True, nominal=True))
     ranks: dict[int, Ranks] = field(default_factory=dict)
     indices: dict[int, Indices] = field(default_factory=dict)
-    keys: list[Hashable] = field(default_factory=list)
+    scored: list[range] = field(default_factory=list)
     sequences: list[str] = field(default_factory=list)
-    row_keys: list[Hashable] = field(default_factory=list)
+    repeats: Repeats = field(default_factory=Repeats)
     row_labels: list[int] = field(default_factory=list)
     batches: int = 0
     extremes: Extremes = field(default_factory=Extremes)
@@ -370,7 +374,7 @@ class Tally:
     shapes: tuple[TensorSpec, ...] = ()
     samples: int = 0
 
-    def class_drops(self) -> tuple[tuple[ClassDrop, ...], bool]:
+    def class_drops(self, row_keys: Sequence[Hashable]) -> tuple[tuple[ClassDrop, ...], bool]:
         """Return the drop of each class, and whether the classes come from labels.
 
         Without labels, fp32's predictions are the classes: a class that the artifact no longer predicts is still lost.
@@ -380,7 +384,7 @@ class Tally:
             return (), False
         by_labels = len(self.row_labels) == len(ranks.fp32)
         labels, measured = (self.row_labels, ranks.measured) if by_labels else (ranks.fp32, ranks.settled)
-        return class_drops(labels, ranks.fp32, measured, self.row_keys)[:MOST_CLASSES], by_labels
+        return class_drops(labels, ranks.fp32, measured, row_keys)[:MOST_CLASSES], by_labels
 
 
 @dataclass(slots=True)
@@ -508,8 +512,8 @@ def compare(spec: VerifySpec, tally: Tally, batch: Batch, fed: Batch, outputs: O
         tally.for_parity.append((fed, measured))
     tally.batches += 1
     tally.extremes.look(batch.samples)
-    tally.row_keys += row_keys(batch)
     reference = spec.fp32(batch) if spec.fp32 else None
+    rows_added = tally.repeats.add(batch, reference)
     if reference is not None:
         tally.reference.look(batch, reference)
         if same_shapes(tally, cut(batch, reference), measured, "fp32"):
@@ -528,7 +532,7 @@ def compare(spec: VerifySpec, tally: Tally, batch: Batch, fed: Batch, outputs: O
                     tally.ranks.setdefault(index, Ranks()).add(*pair)
                 if pair[0].dtype.kind in "iub" and pair[0].ndim and len(pair[0]) == real_rows(batch):
                     tally.indices.setdefault(index, Indices()).add(*pair)
-    _score(spec, tally, batch, reference, outputs)
+    _score(spec, tally, batch, rows_added, reference, outputs)
     if spec.observe is not None:
         spec.observe(fed, outputs, reference)
     tally.samples += batch.rows
@@ -564,20 +568,21 @@ def same_shapes(tally: Tally, expected: Outputs, measured: Outputs, of: str) -> 
     return False
 
 
-def _score(spec: VerifySpec, tally: Tally, batch: Batch, reference: Outputs | None, measured: Outputs) -> None:
+def _score(
+    spec: VerifySpec, tally: Tally, batch: Batch, rows_added: range, reference: Outputs | None, measured: Outputs
+) -> None:
     score = chosen_metric(spec.metric, measured, labelled=spec.samples.labelled) if spec.is_evaluation else None
     if score is None:
         return
     tally.metric = score
     tally.scores += batch_scores(score, batch, measured)
     tally.sequences += sequences_of(batch.samples)
+    each = score is top1 or len(rows_added) == batch.rows
+    tally.scored += [range(row, row + 1) for row in rows_added] if each else [rows_added]
     if score is top1:
         labels = [int(np.asarray(label).item()) for _, label in scored(batch, measured, by_row=True)]
         tally.labels.update(labels)
         tally.row_labels += labels
-        tally.keys += row_keys(batch)
-    else:
-        tally.keys += [sample.digest for sample in batch.samples]
     if reference is not None:
         fp32_scores = batch_scores(score, batch, reference)
         tally.fp32_scores += fp32_scores
@@ -592,8 +597,10 @@ def fidelity_of(spec: VerifySpec, tally: Tally) -> Fidelity:
     score = tally.metric or top1
     paired = len(tally.fp32_scores) == len(tally.scores) > 0
     of_samples = paired and not isinstance(score, SetMetric) and not tally.sequences
-    pairs = dict(zip(tally.keys, zip(tally.fp32_scores, tally.scores, strict=True), strict=True)) if paired else {}
-    classes, by_labels = tally.class_drops() if spec.is_evaluation else ((), False)
+    row_keys = tally.repeats.keys()
+    keys = [tuple(row_keys[rows.start : rows.stop]) for rows in tally.scored]
+    pairs = dict(zip(keys, zip(tally.fp32_scores, tally.scores, strict=True), strict=True)) if paired else {}
+    classes, by_labels = tally.class_drops(row_keys) if spec.is_evaluation else ((), False)
     ranks = tally.ranks.get(0)
     return Fidelity(
         samples=tally.samples,
@@ -605,16 +612,16 @@ def fidelity_of(spec: VerifySpec, tally: Tally) -> Fidelity:
         metric=spec.metric_name if tally.scores else None,
         fp32_score=mean_score(score, tally.fp32_scores) if tally.fp32_scores else None,
         score=mean_score(score, tally.scores) if tally.scores else None,
-        drop_pp=metric_drop_pp(score, tally.fp32_scores, tally.scores, tally.keys, tally.sequences) if paired else None,
+        drop_pp=metric_drop_pp(score, tally.fp32_scores, tally.scores, keys, tally.sequences) if paired else None,
         chance_score=max(tally.labels.values()) / tally.labels.total() if tally.labels else None,
         mismatch_drop_pp=tally.mismatches.drop_pp(),
-        distinct=len(set(tally.row_keys)),
+        distinct=len(set(row_keys)),
         lost=sum(before > after for before, after in pairs.values()) if of_samples else None,
         won=sum(before < after for before, after in pairs.values()) if of_samples else None,
         groups=sums.groups(classes=tally.labels),
-        agreements=tuple(found.agreement(i, tally.row_keys) for i, found in sorted(tally.ranks.items())),
+        agreements=tuple(found.agreement(i, row_keys) for i, found in sorted(tally.ranks.items())),
         indices=tuple(
-            found.agreement(i, tally.row_keys)
+            found.agreement(i, row_keys)
             for i, found in sorted(tally.indices.items())
             if found.are_classes and found.pairs.any()
         ),

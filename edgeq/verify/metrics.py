@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import statistics
@@ -674,20 +675,164 @@ def scored(batch: Batch, outputs: Outputs, *, by_row: bool) -> Iterator[tuple[Ou
         yield _row(outputs, row, size), sample.label[row]
 
 
-def row_keys(batch: Batch) -> list[Hashable]:
-    """Return what tells each real row of a batch from the others: the sample's digest, or the row's own."""
-    if not is_whole(batch) or size_of(batch) == 1:
-        return [sample.digest for sample in batch.samples]
-    size, fed = size_of(batch), [array for array in batch.inputs if array.ndim and len(array) == size_of(batch)]
-    return [hashlib.sha256(b"".join(array[row].tobytes() for array in fed)).hexdigest() for row in range(size)]
-
-
 def _row(outputs: Outputs, row: int, size: int) -> Outputs:
     return tuple(out[row] if _has_axis(out, size) else out for out in outputs)
 
 
 def _has_axis(output: NDArray[Any], size: int) -> bool:
     return output.ndim > 0 and output.shape[0] == size
+
+
+# --- Which rows are repeats: exact copies, and copies with noise that no model can tell from them.
+
+
+_COPY = 1e-4  # of what an array varies by: float32 resolves 1e-7 of a value, and 1e-6 of noise makes copies unlike
+
+_LEAST_SPREAD = 0.1  # of a value: the spread of copies of a single sample is only their noise
+
+_PROJECTIONS = 32  # their root mean square is within a quarter of the distance for 19 of 20 pairs
+
+_SIEVE = 8  # of the projections: enough to tell most rows apart
+
+_ROWS = 64  # that are looked at together: 50,000 rows that are all near take 26 MB
+
+_BLOCK = 4096  # elements that share their signs up to one for the whole block, so that large inputs need few of them
+
+
+@dataclass(slots=True)
+class Repeats:
+    """Tells the rows that ran from their repeats: equal bytes, or float inputs and outputs that are next to equal.
+
+    A row repeats another one where its shapes and its inputs and outputs of whole numbers are the same, each float
+    input is within `_COPY` of that input's spread over the rows, and each float output of fp32 within `_COPY` of that
+    output's root mean square. Inputs alone would merge rows that one large column dominates, such as a time; outputs
+    alone those whose scores saturate. The spread, not the magnitude, tells inputs apart that share a large mean, such
+    as pressures. Rows without float inputs or without outputs are distinguished by their bytes.
+
+    Of each array a sketch of a few numbers is kept: seeded projections on signs, which keep distances (Achlioptas,
+    Database-friendly Random Projections, 2003). Values go in as asinh, linear below 1 and a logarithm above: noise does
+    not grow by it, and one large column does not outweigh the others.
+    """
+
+    _digests: list[str] = field(default_factory=list)
+    # by the number of float inputs and the digest of what must be equal, then by the row's digest: float32 [arrays,
+    # projections]
+    _sketches: dict[tuple[int, str], dict[str, NDArray[np.float32]]] = field(default_factory=dict)
+
+    def add(self, batch: Batch, outputs: Outputs | None) -> range:
+        """Add the real rows of a batch and return their numbers.
+
+        Args:
+            batch: what ran.
+            outputs: what fp32, or what stands for it, gave, padding included; None where it did not run.
+        """
+        size, rows, start = size_of(batch), real_rows(batch), len(self._digests)
+        fed = list(_by_row(batch.inputs, size, rows))
+        shared = b"".join(array.tobytes() for array in batch.inputs if size > 1 and not _has_axis(array, size))
+        if rows == batch.rows:
+            digests = [sample.digest for sample in batch.samples]
+        else:
+            digests = [_digest(shared, *(array[row].tobytes() for array in fed)) for row in range(rows)]
+        self._digests += digests
+        floats = [array for array in fed if array.dtype.kind == "f" and array.size]
+        if outputs is None or not floats:
+            return range(start, start + rows)
+        given = list(_by_row(outputs, size, rows))
+        sketches = [_sketch(array) for array in (*floats, *given) if array.dtype.kind == "f" and array.size]
+        whole = [array for array in (*fed, *given) if array.dtype.kind != "f"]
+        # a step stands at its place: what a sequence repeats within itself is part of it
+        steps = [sample.step for sample in batch.samples]
+        shapes = [array.shape[1:] for array in (*batch.inputs, *fed, *given)]
+        for row, digest in enumerate(digests):
+            facts = f"{steps[min(row, batch.rows - 1)]} {shapes}".encode()
+            same = _digest(facts, shared, *(array[row].tobytes() for array in whole))
+            alike = self._sketches.setdefault((len(floats), same), {})
+            alike.setdefault(digest, np.stack([sketch[row] for sketch in sketches]))
+        return range(start, start + rows)
+
+    def keys(self) -> list[Hashable]:
+        """Return for each row what tells it from the others: its digest, or that of the first row that it repeats."""
+        first: dict[str, str] = {}
+        for (inputs, _), sketches in self._sketches.items():
+            digests = list(sketches)
+            firsts = _first_alike(np.stack(list(sketches.values())).astype(np.float64), inputs)
+            for digest, index in zip(digests, firsts, strict=True):
+                first.setdefault(digest, digests[index])
+        return [first.get(digest, digest) for digest in self._digests]
+
+
+def _digest(*parts: bytes) -> str:
+    return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def _by_row(arrays: Sequence[NDArray[Any]], size: int, rows: int) -> Iterator[NDArray[Any]]:
+    """Yield what belongs to each row, [rows, elements]; of several rows, not what they share."""
+    for array in arrays:
+        if size == 1:
+            yield array.reshape(1, -1)
+        elif _has_axis(array, size):
+            yield array[:rows].reshape(rows, -1)
+
+
+def _sketch(values: NDArray[Any]) -> NDArray[np.float32]:
+    """Return projections of [rows, elements], float32 [rows, projections], whose mean square is about the row's."""
+    total = np.zeros((len(values), _PROJECTIONS))
+    for block, start in enumerate(range(0, values.shape[1], _BLOCK)):
+        part = np.arcsinh(values[:, start : start + _BLOCK].astype(np.float64))
+        part = np.nan_to_num(part, copy=False, posinf=99.0, neginf=-99.0)  # of the largest float32 it is 89
+        total += part @ _signs(0, _BLOCK)[: part.shape[1]] * _signs(1 + block, 1)
+    return np.asarray(total / math.sqrt(values.shape[1]), np.float32)
+
+
+@functools.cache
+def _signs(seed: int, count: int) -> NDArray[np.float64]:
+    return np.random.default_rng(seed).choice([-1.0, 1.0], (count, _PROJECTIONS))
+
+
+def _first_alike(sketches: NDArray[np.float64], inputs: int) -> list[int]:
+    """Return for each row the first one that it repeats, or itself.
+
+    Each row is compared with those that stand for others, never with one of the others: no chain drifts away.
+
+    Args:
+        sketches: [rows, arrays, projections].
+        inputs: how many of the arrays are inputs. Of a row fainter than the spread its own magnitude counts.
+    """
+    norms = np.sqrt(np.square(sketches).mean(axis=2))
+    spreads = np.sqrt(sketches.var(axis=0).mean(axis=1))
+    limits = _COPY * np.clip(spreads, _LEAST_SPREAD * np.minimum(norms, 1.0), norms)
+    limits[:, inputs:] = _COPY * np.sqrt(np.square(norms[:, inputs:]).mean(axis=0))
+    # alike rows are near each other on a line and by a few projections, whose squares are at most the sum of all
+    widest = limits.max(axis=0)
+    scaled = (sketches - sketches.mean(axis=0))[:, :, :_SIEVE] / np.where(widest > 0, widest, 1.0)[:, None]
+    line = scaled[:, :, 0].sum(axis=1)
+    order = np.argsort(line, kind="stable")
+    line, scaled = line[order], scaled[order].reshape(len(order), -1)
+    squares = np.square(scaled).sum(axis=1)
+    most = sketches.shape[1] * _PROJECTIONS + 1.0  # 1 is for rounding
+    reach = sketches.shape[1] * math.sqrt(_PROJECTIONS)
+    lows, highs = np.searchsorted(line, line - reach), np.searchsorted(line, line + reach, "right")
+
+    def is_near(places: slice) -> tuple[slice, NDArray[np.bool_]]:
+        """Return what the rows at some places may be near to, and which of that they are near to."""
+        window = slice(lows[places][0], highs[places][-1])
+        gaps = squares[places, None] + squares[window] - 2 * scaled[places] @ scaled[window].T
+        return window, gaps <= most
+
+    first = np.full(len(order), -1)
+    for start in range(0, len(order), _ROWS):
+        places = slice(start, start + _ROWS)
+        alone = order[places][is_near(places)[1].sum(axis=1) == 1]
+        first[alone] = alone
+    for row, place in enumerate(np.argsort(order)):
+        if first[row] < 0:
+            window, near = is_near(slice(place, place + 1))
+            others = order[window][near[0]]
+            others = others[first[others] < 0]
+            distances = np.sqrt(np.square(sketches[others] - sketches[row]).mean(axis=2))
+            first[others[(distances <= limits[row]).all(axis=1)]] = row
+    found: list[int] = first.tolist()
+    return found
 
 
 _MOST_SHAPES = 64  # whose first outputs are kept

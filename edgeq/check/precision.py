@@ -10,7 +10,7 @@ from edgeq.core.errors import ExitCode
 from edgeq.core.results.measured import KernelShare, VerifyReport
 from edgeq.core.results.model import NO_KERNEL, RECURRENT, TRANSPOSED, Layer, LoweredModel, ModelWork
 from edgeq.core.results.report import Gate
-from edgeq.core.runtimes import FLOAT_TABLES
+from edgeq.core.runtimes import FLOAT_TABLES, INT8_TABLES
 from edgeq.core.schemes import NEEDS_CALIBRATION
 from edgeq.core.targets import TargetProfile
 
@@ -137,7 +137,7 @@ def table_warnings(
     in_float = _stored(lowered, "float32")
     if work is None or work.table_share < _MOST or (in_float is not None and in_float < _MOST):
         return ()
-    suits = next((name for name in ("dynamic-int8", "weight-only-int8") if name in target.schemes), None)
+    suits = next((name for name in INT8_TABLES if name in target.schemes), None)
     instead = f"; --scheme {suits} stores them in int8" if suits else ""
     return (f"the tables of embeddings, {work.table_share:.1%} of the weights, are in float32{instead}",)
 

@@ -44,7 +44,10 @@ INT8_RECURRENT: dict[str, tuple[str, ...]] = {
     "litert": ("LSTM", "GRU"),
 }
 
-# where static schemes leave tables of embeddings in float32, and dynamic-int8 or weight-only-int8 stores them in int8
+# the schemes that store tables of embeddings in int8, the first that a target has before the others
+INT8_TABLES: tuple[str, ...] = ("dynamic-int8", "weight-only-int8")
+
+# where static schemes leave these tables in float32
 FLOAT_TABLES: frozenset[BackendName] = frozenset({"xnnpack", "qnnpack", "x86", "fbgemm", "ort", "openvino"})
 
 # why no scheme stores these tables in 4 bits (torch 2.15, ExecuTorch 1.5, ONNX Runtime 1.31, OpenVINO 2026.4)

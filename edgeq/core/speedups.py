@@ -132,8 +132,8 @@ def materialized_once() -> Iterator[None]:
 def overridden_at_once() -> Iterator[None]:
     """Set the kernels of an operator for a decomposition by one update of their table.
 
-    A trace for decompositions overrides some 290 composite operators and puts them back, twice: 14 kernels each, and
-    every one by a call that checks its kind and clears the operator's cache: 0.1 s.
+    A trace for decompositions overrides the kernels of 526 composite operators, by 11,496 calls that each check their
+    kind and clear the operator's cache: 0.06 s.
     Upstream: one `py_kernels.update` for each operator in `_override_composite_implicit_decomp`.
     """
     import torch

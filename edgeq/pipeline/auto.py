@@ -26,7 +26,7 @@ from edgeq.core.errors import (
 from edgeq.core.results.artifact import Inputs
 from edgeq.core.results.model import ModelWork
 from edgeq.core.results.report import Choice, DataFacts, PackageResult, Variant, variant_of, with_warning
-from edgeq.core.runtimes import FLOAT_TABLES, INT8_RECURRENT
+from edgeq.core.runtimes import FLOAT_TABLES, INT8_RECURRENT, INT8_TABLES
 from edgeq.core.schemes import (
     AUTO,
     DEFAULT,
@@ -307,7 +307,7 @@ def choose_default(target: TargetProfile, work: ModelWork | None) -> tuple[Schem
         return first, why
     if others and work.attention_products and work.linear_macs + in_int8 >= _WORTH * work.macs:
         return others[0], f"{counted(work.attention_products, 'attention product')}, which {first} leaves in float"
-    stores = target.backend in FLOAT_TABLES and others and others[0] in ("dynamic-int8", "weight-only-int8")
+    stores = target.backend in FLOAT_TABLES and others and others[0] in INT8_TABLES
     if stores and work.table_share > _MOST and work.linear_macs + in_int8 >= _WORTH * work.macs:
         why = f"tables of embeddings hold {share(work.table_share)} of the weights, and {first} leaves them in float32"
         return others[0], why

@@ -15,7 +15,7 @@ from edgeq.core.errors import EdgeqError, UsageError
 from edgeq.core.results.artifact import Inputs
 from edgeq.core.results.model import ModelFacts
 from edgeq.core.results.report import DataFacts, ModelError, PackageResult
-from edgeq.core.runtimes import ETHOS_U, FLOAT_TABLES, NO_4_BIT_TABLES
+from edgeq.core.runtimes import ETHOS_U, FLOAT_TABLES, INT8_TABLES, NO_4_BIT_TABLES
 from edgeq.core.schemes import (
     AUTO,
     DEFAULT,
@@ -667,8 +667,8 @@ def _tables(target: TargetProfile, scheme: str, facts: ModelFacts | None) -> _St
     if facts is None or facts.work is None or facts.work.table_share < _FEW:
         return []
     size = f"{share(facts.work.table_share)} of the weights"
-    instead = next((name for name in ("dynamic-int8", "weight-only-int8") if name in target.schemes), None)
-    if scheme in ("dynamic-int8", "weight-only-int8"):
+    instead = next((name for name in INT8_TABLES if name in target.schemes), None)
+    if scheme in INT8_TABLES:
         why = NO_4_BIT_TABLES.get(target.runtime)
         return [("tables", f"embeddings, {size}, in int8{f'; not in 4 bits: {why}' if why else ''}")]
     if scheme in NEEDS_CALIBRATION and target.backend in FLOAT_TABLES:

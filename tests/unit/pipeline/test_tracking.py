@@ -214,12 +214,12 @@ with recording() as recorder:
 
 
 def test_nothing_is_known_beside_a_native_library_that_nobody_knows(tmp_path: Path) -> None:
-    import _bisect
+    import _json
 
     (tmp_path / "own").mkdir()
-    copy = shutil.copy(_bisect.__file__, tmp_path / "own")
-    for path, known in ((_bisect.__file__, True), (copy, False)):
-        command = [sys.executable, "-c", _LOADS, "_bisect", path]
+    copy = shutil.copy(_json.__file__, tmp_path / "own")
+    for path, known in ((_json.__file__, True), (copy, False)):
+        command = [sys.executable, "-c", _LOADS, "_json", path]
         ran = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
         assert ran.stdout.startswith("None the native library") != known
         assert (str(copy) in ran.stdout) != known

@@ -19,6 +19,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import torch
+from bench_models import ENCODER, FEATURES, STEPS, fresh
+from PIL import Image
+
 ROOT = Path(__file__).resolve().parent.parent
 EDGEQ = [str(ROOT / ".venv" / "bin" / "edgeq"), "package"]
 IMAGES = 32
@@ -45,7 +50,7 @@ class Run:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", default="mobilenet_v2,resnet18")
+    parser.add_argument("--models", default=f"mobilenet_v2,resnet18,{ENCODER}")
     parser.add_argument(
         "--pairs", type=int, default=0, help="compare only the scripts and a target of each runtime, N times"
     )
@@ -54,6 +59,8 @@ def main() -> None:
         work = Path(name)
         os.environ["EDGEQ_CACHE_DIR"] = str(work / "cache")
         _write_images(work / "images")
+        features = np.random.default_rng(0).normal(size=(IMAGES, STEPS, FEATURES))
+        np.save(work / "features.npy", features.cumsum(1).astype(np.float32) / 8)  # slow changes, as of speech
         print(f"{datetime.date.today()}, {_cpu()}, {os.cpu_count()} cores, static-int8, {IMAGES} images of 256x256")
         print("edgeq with --on host: the script does not emulate the phones' kernels either")
         for model in options.models.split(","):
@@ -85,7 +92,8 @@ def _script(model: str, work: Path, target: str) -> list[str]:
     """Return the command of the hand-written script for a target's runtime."""
     name, suffix = ("plain_onnx.py", "onnx") if target == ONNX else ("plain.py", "pte")
     script = [sys.executable, "-W", "ignore", str(ROOT / "scripts" / name)]
-    return [*script, model, str(work / f"{model}.pt"), str(work / "images"), str(work / f"{model}.{suffix}")]
+    data = work / ("features.npy" if model == ENCODER else "images")
+    return [*script, model, str(work / f"{model}.pt"), str(data), str(work / f"{model}.{suffix}")]
 
 
 def _compare(model: str, work: Path) -> None:
@@ -120,11 +128,17 @@ def _compare(model: str, work: Path) -> None:
 
 def _package(model: str, work: Path, targets: tuple[str, ...], *, cache: bool = False) -> list[str]:
     chosen = [part for target in targets for part in ("--target", target)]
-    data = ["--calibration-data", str(work / "images"), "--preprocess", "imagenet", "--data-lint", "warn"]
-    weights = ["--weights", str(work / f"{model}.pt")]
+    weights = ["--weights", str(work / f"{model}.pt"), "--name", model, "--scheme", "static-int8"]
+    if model == ENCODER:
+        source, samples = f"{ROOT}/scripts/bench_models.py:encoder", work / "features.npy"
+        data = ["--input", f"1x{STEPS}x{FEATURES}"]
+    else:
+        source, samples = f"torchvision:{model}", work / "images"
+        data = ["--preprocess", "imagenet"]
+    data += ["--calibration-data", str(samples), "--data-lint", "warn"]
     # the script does not run the phones' kernels, and so edgeq does not either
     rest = ["-o", str(work / "out"), "--on", "host", "--quiet", *([] if cache else ["--no-cache"])]
-    return [*EDGEQ, f"torchvision:{model}", *weights, *chosen, *data, *rest]
+    return [*EDGEQ, source, *weights, *chosen, *data, *rest]
 
 
 def _line(label: str, run: Run, note: str = "") -> None:
@@ -182,9 +196,6 @@ def _pss_bytes(pid: int) -> int:
 
 def _write_images(folder: Path) -> None:
     """Write smooth coloured scenes: their neighbouring pixels correlate like those of photographs."""
-    import numpy as np
-    from PIL import Image
-
     folder.mkdir()
     rng = np.random.default_rng(0)
     for index in range(IMAGES):
@@ -194,16 +205,13 @@ def _write_images(folder: Path) -> None:
 
 def _write_weights(model: str, work: Path) -> None:
     """Write seeded weights whose batch-norm statistics fit the images, so that outputs are not near zero."""
-    import torch
-    from torchvision.models import get_model
-
     torch.manual_seed(0)
-    module = get_model(model, weights=None)
+    module = fresh(model)
     norms = [part for part in module.modules() if isinstance(part, torch.nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = None
     with torch.no_grad():
-        for _ in range(4):
+        for _ in range(4 if norms else 0):
             module(torch.nn.functional.interpolate(torch.randn(4, 3, 12, 12), (224, 224), mode="bicubic"))
     torch.save(module.state_dict(), work / f"{model}.pt")
 

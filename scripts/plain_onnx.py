@@ -12,49 +12,36 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
+from bench_models import batches, load
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
-from PIL import Image
-from torchvision.models import get_model
 
 
-class Images(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime is not followed by mypy
-    """Gives each image of a folder once."""
+class Samples(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime is not followed by mypy
+    """Gives each sample once."""
 
-    def __init__(self, folder: Path) -> None:
-        self.paths = iter(sorted(folder.iterdir()))
-        self.transform = torchvision.transforms.Compose(
-            [
-                torchvision.transforms.Resize(256),
-                torchvision.transforms.CenterCrop(224),
-                torchvision.transforms.ToTensor(),
-                torchvision.transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-            ]
-        )
+    def __init__(self, data: Path) -> None:
+        self.batches = batches(data)
 
     def get_next(self) -> dict[str, Any] | None:
-        """Return the next image as the model's input; None after the last."""
-        path = next(self.paths, None)
-        return None if path is None else {"x": self.transform(Image.open(path).convert("RGB"))[None].numpy()}
+        """Return the next sample as the model's input; None after the last."""
+        batch = next(self.batches, None)
+        return None if batch is None else {"x": batch.numpy()}
 
 
 def main() -> None:
     """Package one model."""
-    name, weights, images, out = sys.argv[1:]
-    model = get_model(name, weights=None)
-    model.load_state_dict(torch.load(weights, weights_only=True))
-    model.eval()
+    name, weights, data, out = sys.argv[1:]
+    model, example = load(name, weights)
     with tempfile.TemporaryDirectory() as folder:
         floats, folded = Path(folder, "float.onnx"), Path(folder, "folded.onnx")
-        example = (torch.rand(1, 3, 224, 224),)
         torch.onnx.export(model, example, floats, dynamo=True, input_names=["x"], external_data=False, verbose=False)
         with contextlib.chdir(folder):  # where it fails to infer a shape, it leaves a file in the current folder
             quant_pre_process(str(floats), str(folded))
         quantize_static(
             str(folded),
             out,
-            Images(Path(images)),
+            Samples(Path(data)),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             reduce_range=True,

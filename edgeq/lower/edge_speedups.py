@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import operator
 import weakref
 from collections.abc import Callable, Iterator
@@ -114,6 +115,19 @@ class _Unknown(Exception):
     pass
 
 
+class _Same:
+    """A value that only equals itself; it lives as long as what names it."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other._value is self._value
+
+    def __hash__(self) -> int:
+        return id(self._value)
+
+
 @contextlib.contextmanager
 def single_decomposition() -> Iterator[None]:
     """Trace a program for its decompositions once.
@@ -158,9 +172,89 @@ def single_decomposition() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def settled_graphs() -> Iterator[None]:
+    """Leave a graph as it is where a pass would rebuild it without a change.
+
+    Most passes of the delegate's 17 look for a pattern, change the nodes that match, and then have ExportPass rebuild
+    the whole graph, whether anything matched or not. Rebuilding a graph that a pass has just rebuilt gives the same
+    nodes by the same names, and by `remembered_fake_values` the same tensors too. A pass that has its own way to
+    rebuild a node always does; so does one whose graph has sizes that vary, constants behind its tensors or submodules.
+    Upstream: the passes that changed nothing could return `PassResult(graph_module, False)` before `super().call`.
+    """
+    from executorch.exir.pass_base import ExportPass, _ExportPassBase
+    from torch._subclasses.fake_tensor import FakeTensor
+    from torch.fx import Node
+    from torch.fx.passes.infra.pass_base import PassResult
+
+    rebuild = _ExportPassBase.call
+    hooks = (vars(_ExportPassBase).keys() | vars(ExportPass).keys()) - {"__module__", "__doc__", "__init__", "call"}
+    hooks -= {"__abstractmethods__", "_abc_impl"}
+    own_way: dict[type, bool] = {}
+    settled: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+    def of_value(value: Any) -> Any:
+        if type(value) in (tuple, list):
+            return tuple(map(of_value, value))
+        if type(value) is not FakeTensor or value.constant is not None or value._has_symbolic_sizes_strides:
+            raise _Unknown
+        return _Same(value)
+
+    def of_argument(value: Any) -> Any:
+        if isinstance(value, Node):
+            return value.name
+        if isinstance(value, (tuple, list)):
+            return tuple(map(of_argument, value))
+        if isinstance(value, dict):
+            return tuple((name, of_argument(item)) for name, item in value.items())
+        return type(value), str(value)
+
+    def state_of(graph: Any) -> tuple[Any, ...]:
+        """Return what tells whether a graph is as it was; raises _Unknown where rebuilding may depend on more."""
+        nodes = []
+        for node in graph.nodes:
+            if node.op == "get_attr":
+                raise _Unknown
+            value = None if node.op == "output" else of_value(node.meta.get("val"))
+            nodes.append((node.op, node.target, node.name, of_argument(node.args), of_argument(node.kwargs), value))
+        return tuple(nodes)
+
+    def call(self: Any, graph_module: Any) -> Any:
+        kind = type(self)
+        if kind not in own_way:
+            own_way[kind] = any(getattr(kind, name) is not getattr(ExportPass, name) for name in hooks)
+        with contextlib.suppress(_Unknown):
+            if not own_way[kind] and settled.get(graph_module.graph) == state_of(graph_module.graph):
+                return PassResult(graph_module, True)
+        result = rebuild(self, graph_module)
+        with contextlib.suppress(_Unknown):
+            settled[result.graph_module.graph] = state_of(result.graph_module.graph)
+        return result
+
+    with replaced(_ExportPassBase, "call", call):
+        yield
+
+
+@contextlib.contextmanager
+def unprinted_graphs() -> Iterator[None]:
+    """Write no graph as text for a message that nobody logs, as XNNPACK's pass for attention does before and after.
+
+    Upstream: `logger.isEnabledFor(logging.DEBUG)` around the two messages.
+    """
+    from torch.fx import GraphModule
+
+    if logging.getLogger("executorch.backends.xnnpack._passes.convert_to_sdpa").isEnabledFor(logging.DEBUG):
+        yield
+        return
+    with replaced(GraphModule, "print_readable", lambda *_, **__: ""):
+        yield
+
+
 PATCHES: tuple[Patch, ...] = (
     deferred_codegen,
     remembered_fake_values,
+    settled_graphs,
+    unprinted_graphs,
     single_decomposition,
     *DECOMPOSITIONS,
 )
@@ -169,22 +263,24 @@ PATCHES: tuple[Patch, ...] = (
 # --- XNNPACK's pattern graphs, built only for models in which they could match.
 
 
-# what attention and bilinear resizing are made of, before and after decomposition
-_PARTS = ("softmax", "scaled_dot_product", "upsample", "index", "grid_sampler", "interpolate")
+# what bilinear resizing and attention are made of, before and after decomposition
+_RESIZED = ("upsample", "index", "grid_sampler", "interpolate")
+_ATTENTION = ("softmax", "scaled_dot_product")
 
 
 @contextlib.contextmanager
 def needed_patterns(program: Any) -> Iterator[None]:
     """Skip building the pattern graphs of two XNNPACK passes where no pattern can match.
 
-    Building the graphs means five exports, about six seconds in each process (a tenth of packaging mobilenet_v2);
-    without an operator of `_PARTS` in the program the passes find nothing, and the artifact is the same.
+    Building the graphs means six exports. Without an operator of `_RESIZED`, or of `_ATTENTION`, in the program the
+    one pass or the other finds nothing, and the artifact is the same.
     """
     from executorch.backends.xnnpack.partition.graphs import bilinear_2d, sdpa
 
     names = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
-    if any(part in name for name in names for part in _PARTS):
-        yield
-        return
-    with replaced(sdpa, "get_graphs", list), replaced(bilinear_2d, "get_graphs_dict", dict):
+    with contextlib.ExitStack() as stack:
+        if not any(part in name for name in names for part in _RESIZED):
+            stack.enter_context(replaced(bilinear_2d, "get_graphs_dict", dict))
+        if not any(part in name for name in names for part in _ATTENTION):
+            stack.enter_context(replaced(sdpa, "get_graphs", list))
         yield

@@ -59,7 +59,8 @@ class UserFunction:
         Raises:
             UsageError: the block raised.
         """
-        file = Path(self.module.__file__) if self.module.__file__ else None
+        name = getattr(self.module, "__file__", None)  # a module that is built into this Python has none
+        file = Path(name) if name else None
         with _on_path(self.folder), _user_errors(f"{self.what} {self.spec}", file):
             yield
 

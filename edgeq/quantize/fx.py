@@ -302,8 +302,6 @@ def _qconfig_mapping(backend: str, observer: ObserverName) -> Any:
         # FBGEMM garbles the weights of a transposed convolution when it unpacks them to save or copy (torch 2.15)
         for kind in _transposed():
             mapping.set_object_type(kind, None)
-    if observer == "histogram":
-        return mapping
     chosen = activation_observer(observer, HistogramObserver, MinMaxObserver)
 
     def exchanged(config: Any) -> Any:

@@ -58,8 +58,9 @@ def test_a_module_of_the_current_folder_is_found(tmp_path, monkeypatch):
     del sys.modules["userpkg"]
 
 
-def test_an_installed_module_is_found():
+def test_an_installed_module_is_found_and_one_of_pythons_own():
     assert load_function("math:hypot", "metric")(3, 4) == 5.0
+    assert load_function("_operator:truth", "metric")(3) is True  # built into every Python, without a file
 
 
 @pytest.mark.parametrize(
@@ -71,7 +72,7 @@ def test_an_installed_module_is_found():
         ("x = 1\ndef f(:", "f", "raised SyntaxError at user.py:2"),
         ("import no_such_module", "f", "raised ModuleNotFoundError at user.py:1"),
         ("import sys\nsys.exit(3)", "f", "raised SystemExit at user.py:2"),
-        ("\0", "f", "raised SyntaxError"),
+        ("\0", "f", "null bytes"),
         ("raise ValueError", "f", "raised ValueError at user.py:1: ValueError"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import io
 import os
 import select
@@ -64,6 +65,11 @@ class Interrupted(EdgeqError):
     exit_code = ExitCode.INTERRUPTED
 
 
+@functools.cache  # it takes 20 ms, and the tests run hundreds of commands in a process
+def _command() -> Any:
+    return typer.main.get_command(app)
+
+
 def run(argv: Sequence[str], *, ends_process: bool = False) -> int:
     """Run the command line `argv` and return its exit code.
 
@@ -83,7 +89,7 @@ def run(argv: Sequence[str], *, ends_process: bool = False) -> int:
             arguments = [arg for arg in argv if arg != "--debug"]
             if " ".join(arguments[:2]) == _MERGE:  # beside `edgeq report FOLDER…`, which takes any other word
                 arguments = [_MERGE, *arguments[2:]]
-            command = typer.main.get_command(app)
+            command = _command()
             if f"_{PROGRAM.upper()}_COMPLETE" in os.environ:
                 _skip_coercion(command)
                 try:

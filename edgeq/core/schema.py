@@ -5,6 +5,7 @@ Reading is bounded and strict, with a specific error for each fault.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -113,12 +114,17 @@ def _shown(value: object) -> str:
 
 
 def _known_keys(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[str, ...]:
-    schema = model.model_json_schema(by_alias=True)
-    node: dict[str, Any] = schema
+    schema = _schema_by_alias(model)
+    node = schema
     for part in loc:
         node = node.get("properties", {}).get(part) or node.get("additionalProperties") or node.get("items") or {}
         node = _resolved(node, schema)
     return tuple(node.get("properties", {}))
+
+
+@functools.cache  # pydantic writes it anew each time: 12 ms for a manifest, and for each unknown key in it
+def _schema_by_alias(model: type[BaseModel]) -> dict[str, Any]:
+    return model.model_json_schema(by_alias=True)
 
 
 def _resolved(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:

@@ -43,11 +43,11 @@ def pytest_collection_finish() -> None:
 def _other_tests_are_not_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep results although other tests of this process name ONNX Runtime, or loaded native libraries of their own."""
     named_in, is_known = tracking._native_reader_named_in, tracking._is_known_library
-    modules, libraries = list(sys.modules.values()), Path("/proc/self/maps").read_text(errors="surrogateescape")
+    modules, libraries = list(sys.modules.values()), Path("/proc/self/maps").read_bytes()
 
     @functools.cache
     def sources() -> set[str]:  # only once a run asks: it takes longer than most tests
         return tracking._users({str(file) for one in modules if (file := getattr(one, "__file__", None))})
 
     monkeypatch.setattr(tracking, "_native_reader_named_in", lambda path: "" if path in sources() else named_in(path))
-    monkeypatch.setattr(tracking, "_is_known_library", lambda path: path in libraries or is_known(path))
+    monkeypatch.setattr(tracking, "_is_known_library", lambda path: os.fsencode(path) in libraries or is_known(path))

@@ -201,6 +201,7 @@ def _exact(program: Any, spec: LowerSpec) -> Any:
     changes = (
         _write_out_cut_pools(module),
         _write_out_distances(module),
+        _write_out_adaptive_pools(module),
         _leave_out_unseen_rows(module),
         _give_attention_four_axes(module),
     )
@@ -285,6 +286,27 @@ def _give_attention_four_axes(module: Any) -> bool:
             one.meta.update({key: value for key, value in node.meta.items() if key != "val"})
         node.replace_all_uses_with(result, delete_user_cb=lambda user, result=result: user is not result)
         changed = True
+    return changed
+
+
+def _write_out_adaptive_pools(module: Any) -> bool:
+    """Write adaptive average pools over three axes as plain ones where all windows are alike; return whether any are.
+
+    The exporter writes them over one and two axes only (torch 2.15).
+    """
+    import torch
+
+    aten = torch.ops.aten
+    changed = False
+    for node in list(module.graph.nodes):
+        if node.target not in (aten.adaptive_avg_pool3d.default, aten._adaptive_avg_pool3d.default):
+            continue
+        sizes = zip(node.args[0].meta["val"].shape[-3:], node.meta["val"].shape[-3:], strict=True)
+        pairs = [pair for pair in sizes if all(isinstance(size, int) for size in pair) and pair[0] % pair[1] == 0]
+        if len(pairs) == 3:
+            kernel = [size // count for size, count in pairs]
+            node.target, node.args = aten.avg_pool3d.default, (node.args[0], kernel, kernel)
+            changed = True
     return changed
 
 

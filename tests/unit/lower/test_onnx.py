@@ -348,6 +348,16 @@ def test_the_tables_of_a_file_are_what_gather_reads_rows_of(axis, share, tmp_pat
     assert work.linear_macs == (80 if axis == 0 else 400)
 
 
+def test_adaptive_pools_over_three_axes_are_those_of_pytorch(tmp_path):
+    cube = TensorSpec(name="x", dtype="float32", shape=(1, 2, 4, 8, 6), low=-1.0)
+    model = loaded(nn.AdaptiveAvgPool3d((2, 4, 1)), cube)
+    low = lowered(quantized(model, "onnx", "fp32", backend="ort"), (cube,), tmp_path, "onnx", backend="ort")
+    runner = RUNNERS["onnx"](low.path, "ort", 1, trusted=True)
+    runner.load()
+    x = torch.rand(cube.shape) * 2 - 1
+    np.testing.assert_allclose(runner.run((x.numpy(),))[0], model.model(x).numpy(), rtol=1e-5, atol=1e-6)
+
+
 class Distances(nn.Module):
     """The distances of rows [2, 6, 8] from four fixed ones, by several norms."""
 

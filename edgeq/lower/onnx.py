@@ -328,7 +328,7 @@ def _write_out_distances(module: Any) -> bool:
         power = float(rest[0] if rest else node.kwargs.get("p", 2.0))
         if power == 0:  # how many values differ
             continue
-        made = []
+        made: list[Any] = []
 
         def add(target: Any, *args: Any, made: list[Any] = made) -> Any:
             made.append(module.graph.call_function(target, args))

@@ -189,9 +189,8 @@ def capture(model: LoadedModel) -> Any:
         held = [node.target for node in program.graph.nodes if str(node.target) == DEFORM]
         if held:
             program = decomposed(program, {held[0]: plain_deform_conv2d})
-        if (module := _with_plain_bags(program)) is not None:
-            with silenced(), plain_operators():
-                program = exported(module, inputs, model.inputs)
+        with silenced(), plain_operators():
+            program = with_plain_bags(program, inputs, model.inputs)
     else:
         try:
             with silenced(), _plain_bags(), plain_operators(), _noted(guards):
@@ -580,8 +579,8 @@ def _plain_bag(ids: Any, table: Any, mode: str, weights: Any, padding: int | Non
     return rows.amax(1) if mode == "max" else getattr(rows, mode)(1)
 
 
-def _with_plain_bags(program: Any) -> Any | None:
-    """Return an exported program's module with its bags of one size as `_plain_bags` has them; None without any.
+def with_plain_bags(program: Any, inputs: tuple[Any, ...], specs: Sequence[TensorSpec]) -> Any:
+    """Return an exported program with its bags of one size as `_plain_bags` has them; itself without any.
 
     Such bags have offsets that forward counts up from 0 by their size.
     """
@@ -590,11 +589,13 @@ def _with_plain_bags(program: Any) -> Any | None:
     aten = torch.ops.aten
     kinds = (aten.embedding_bag.padding_idx, aten._embedding_bag.default, aten._embedding_bag_forward_only.default)
     if not any(node.target in kinds for node in program.graph.nodes):
-        return None
-    module, modes, changed = program.module(), ("sum", "mean", "max"), False
+        return program
+    module: Any = program.module()
+    modes, changed = ("sum", "mean", "max"), False
     for node in [node for node in module.graph.nodes if node.target in kinds]:
         # (table, ids [N x L], offsets [N], scale_grad, mode, sparse, weights [N x L], has_last, padding)
-        table, ids, offsets, _, mode, _, weights, has_last, padding, *_ = (*node.args, *(None,) * 9)
+        given: tuple[Any, ...] = (*node.args, *(None,) * 9)
+        table, ids, offsets, _, mode, _, weights, has_last, padding = given[:9]
         padding = None if padding == -1 and node.target is not kinds[0] else padding
         readers = [reader for reader in node.users if reader.args[1] != 0]
         counted = offsets.target is aten.arange.start_step and offsets.args[0] == 0 and len(offsets.args) == 3
@@ -618,7 +619,7 @@ def _with_plain_bags(program: Any) -> Any | None:
         changed = True
     module.graph.eliminate_dead_code()
     module.recompile()
-    return module if changed else None
+    return exported(module, inputs, specs) if changed else program
 
 
 @contextlib.contextmanager

@@ -336,7 +336,7 @@ class Recorder:
         self._keep("arguments", "all", user)
 
     def read_input(self) -> None:
-        """Note that code of the user's read the standard input, which nobody can ask again."""
+        """Note that code of the user's read the standard input, which cannot be read again."""
         if self.active and _users_frame(sys._getframe(2)) is not None:
             self._mark_untracked("the code reads the standard input")
 

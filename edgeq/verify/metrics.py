@@ -198,11 +198,11 @@ class Comparison:
 
 
 def unlike_infinities(output: NDArray[Any], reference: NDArray[Any] | None = None) -> NDArray[np.bool_]:
-    """Return which values of an output, or of its reference, are NaN or an infinity that the other one has not.
+    """Return which values of an output, or of its reference, are NaN or an infinity that the other one lacks.
 
     Args:
         output: of any dtype.
-        reference: of the same shape; None where there is none, and every infinity counts.
+        reference: of the same shape; without one, every infinity counts.
     """
     strange: NDArray[np.bool_] = ~np.isfinite(output)
     if reference is not None:

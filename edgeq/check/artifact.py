@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from edgeq.check.gate import unverified
+from edgeq.check.gate import decibels, unverified
 from edgeq.core.errors import ExitCode
 from edgeq.core.results.measured import Parity, VerifyReport
 from edgeq.core.results.model import LoweredModel
@@ -43,9 +43,13 @@ def parity_gate(scheme: str, parity: Parity | None, why: str = "") -> Gate:
         measured = counted(parity.max_steps, "step")
     else:
         passed = parity.sqnr_db >= least
-        measured = "equal" if parity.sqnr_db == math.inf else f"{parity.sqnr_db:.1f} dB"
+        measured = decibels(parity.sqnr_db)
     over = counted(parity.samples, "sample")
     seen = f"{parity.differing:.2%} of outputs differ, by at most {parity.max_abs:.3g}, over {over}"
+    if math.isnan(parity.sqnr_db):
+        measured = decibels(parity.sqnr_db)
+        what = "the artifact or its graph gives NaN, or Inf where the other does not"
+        seen = f"{what}; {parity.differing:.2%} of outputs differ, over {over}"
     if not passed and parity.near_ties:
         passed = True
         seen += "; these are classes whose scores nearly tie"
@@ -53,7 +57,7 @@ def parity_gate(scheme: str, parity: Parity | None, why: str = "") -> Gate:
         deep = deep_sqnr_db(parity.reaction_db)
         passed = parity.sqnr_db >= deep
         limit += f", or >= {deep:.1f} dB"
-        measured += f", {parity.sqnr_db:.1f} dB"
+        measured += "" if math.isnan(parity.sqnr_db) else f", {decibels(parity.sqnr_db)}"
         seen += f"; one int8 step at the input moves the graph itself to {parity.reaction_db:.1f} dB"
     if parity.lost:
         passed = False

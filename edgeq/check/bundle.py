@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from edgeq.check.gate import unverified
+from edgeq.check.gate import decibels, unverified
 from edgeq.check.gates import exit_code_of
 from edgeq.check.limits import Measured, instruction_gates, limit_gate
 from edgeq.core.config import GateOptions
@@ -118,8 +117,8 @@ def golden_gate(compared: GoldenComparison) -> Gate:
     if not compared.same_shapes:
         facts = ["the outputs differ in shape from the golden ones"]
     elif not compared.finite:
-        facts.insert(0, "NaN or Inf in the outputs")
-    measured = "equal" if compared.sqnr_db == math.inf else f"{compared.sqnr_db:.2f} dB"
+        facts.insert(0, "NaN or Inf in the outputs, not in both alike")
+    measured = decibels(compared.sqnr_db, 2)
     passed = compared.sqnr_db >= compared.sqnr_floor_db and not compared.lost
     facts += [f"lost: {', '.join(compared.lost)}"] if compared.lost else []
     return _gate("golden", passed, f">= {compared.sqnr_floor_db:.2f} dB", measured, "; ".join(facts))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from edgeq.check.gate import unverified
+from edgeq.check.gate import decibels, unverified
 from edgeq.core.errors import ExitCode
 from edgeq.core.manifest import CudaBox
 from edgeq.core.results.measured import Agreement, DeviceRun, Emulation, Gpu, VerifyReport
@@ -132,9 +132,9 @@ def _order(host: Agreement) -> float:
 def _measured(host: Agreement, scheme: str) -> str:
     if host.sqnr_db == math.inf:
         return "equal"
-    if host.max_steps is not None and scheme not in FLOAT_SCHEMES:
-        return f"{counted(host.max_steps, 'step')}, {host.sqnr_db:.1f} dB"
-    return f"{host.sqnr_db:.1f} dB"
+    if host.max_steps is not None and scheme not in FLOAT_SCHEMES and not math.isnan(host.sqnr_db):
+        return f"{counted(host.max_steps, 'step')}, {decibels(host.sqnr_db)}"
+    return decibels(host.sqnr_db)
 
 
 def _flips(host: Agreement) -> str:

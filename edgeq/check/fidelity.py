@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from edgeq.check.gate import unverified
+from edgeq.check.gate import decibels, unverified
 from edgeq.core.config import GateOptions
 from edgeq.core.errors import ExitCode
 from edgeq.core.intervals import Z95, matched_pairs, samples_for_drop, share
@@ -88,7 +88,7 @@ def floor_gates(scheme: str, verified: VerifyReport, options: GateOptions) -> tu
     if judges_drop and drop and drop.estimate >= MAX_DROP_PP and drop.low > 0 and score_is_share(fidelity):
         wrong.append(f"{fidelity.metric} falls by {drop.estimate:.1f} pp ({drop.low:.1f} to {drop.high:.1f})")
     wrong += [
-        f"at {run.text}: SQNR {_decibel(run.sqnr_db)}{_nothing_left(run.sqnr_db)}"
+        f"at {run.text}: SQNR {decibels(run.sqnr_db)}{_nothing_left(run.sqnr_db)}"
         for run in (verified.sizes.runs if verified.sizes else ())
         if run.sqnr_db is not None and -math.inf < run.sqnr_db < LOST_DB
     ]
@@ -108,7 +108,7 @@ def floor_gates(scheme: str, verified: VerifyReport, options: GateOptions) -> tu
                 name=FIDELITY,
                 outcome="failed" if wrong else "ok",
                 limit=limit,
-                measured=f"{name}: {_decibel(value)}",
+                measured=f"{name}: {decibels(value)}",
                 detail=f"{'; '.join(wrong)}{fix}",
                 exit_code=ExitCode.ACCURACY,
             )
@@ -160,7 +160,7 @@ def _lost_parts(fidelity: Fidelity, *, of_one_class: bool = False) -> list[str]:
     lost = []
     whole = fidelity.sqnr_db
     if whole is not None and -math.inf < whole < LOST_DB:
-        lost.append(f"{_worst_output(fidelity)}: SQNR {_decibel(whole)}{_nothing_left(whole)}")
+        lost.append(f"{_worst_output(fidelity)}: SQNR {decibels(whole)}{_nothing_left(whole)}")
     if not proves_changes(fidelity):
         return lost
     for group in sorted(fidelity.groups, key=lambda one: one.count == one.of):
@@ -169,7 +169,7 @@ def _lost_parts(fidelity: Fidelity, *, of_one_class: bool = False) -> list[str]:
             continue
         if _keeps_ranking(group, fidelity) is not (None if of_one_class else False):
             continue
-        about = f"SQNR {_decibel(value)} about its mean{_nothing_left(value)}"
+        about = f"SQNR {decibels(value)} about its mean{_nothing_left(value)}"
         what = "constant, unlike fp32's" if group.constant else about
         lost.append(f"{group.name}: {what}")
     return list(dict.fromkeys(lost))[:4]
@@ -357,7 +357,3 @@ def needed_for_drop(fidelity: Fidelity, limit_pp: float) -> str:
     lost, won = (min(1.0, (value or 0) / max(1, count)) for value in (fidelity.lost, fidelity.won))
     needed = samples_for_drop(limit_pp / 100, lost, won)
     return f"needs about {needed:,} distinct samples" if needed else ""
-
-
-def _decibel(value: float) -> str:
-    return "equal" if value == math.inf else f"{value:.1f} dB"

@@ -19,6 +19,13 @@ def amount(value: float, dimension: Dimension) -> str:
     return f"{value:.3g}%" if dimension == "%" else f"{value:.3g} {dimension}"
 
 
+def decibels(value: float, digits: int = 1) -> str:
+    """Return a signal-to-difference ratio as text; it is NaN where outputs hold NaN, or Inf at unlike places."""
+    if math.isnan(value):
+        return "NaN or Inf on one side only"
+    return "equal" if value == math.inf else f"{value:.{digits}f} dB"
+
+
 def at_most(*, name: str, limit: float, measured: float, dimension: Dimension, code: ExitCode, note: str = "") -> Gate:
     """Check that `measured` is at most `limit`, both in the dimension's base unit; equal passes, NaN fails.
 

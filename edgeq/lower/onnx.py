@@ -198,7 +198,13 @@ def _exact(program: Any, spec: LowerSpec) -> Any:
     import torch
 
     module = program.module()
-    changes = _write_out_cut_pools(module), _leave_out_unseen_rows(module), _give_attention_four_axes(module)
+    changes = (
+        _write_out_cut_pools(module),
+        _write_out_distances(module),
+        _write_out_adaptive_pools(module),
+        _leave_out_unseen_rows(module),
+        _give_attention_four_axes(module),
+    )
     if not any(changes):
         return program
     for node in module.graph.nodes:
@@ -279,6 +285,70 @@ def _give_attention_four_axes(module: Any) -> bool:
         for one in made:
             one.meta.update({key: value for key, value in node.meta.items() if key != "val"})
         node.replace_all_uses_with(result, delete_user_cb=lambda user, result=result: user is not result)
+        changed = True
+    return changed
+
+
+def _write_out_adaptive_pools(module: Any) -> bool:
+    """Write adaptive average pools over three axes as plain ones where all windows are alike; return whether any are.
+
+    The exporter writes them over one and two axes only (torch 2.15).
+    """
+    import torch
+
+    aten = torch.ops.aten
+    changed = False
+    for node in list(module.graph.nodes):
+        if node.target not in (aten.adaptive_avg_pool3d.default, aten._adaptive_avg_pool3d.default):
+            continue
+        sizes = zip(node.args[0].meta["val"].shape[-3:], node.meta["val"].shape[-3:], strict=True)
+        pairs = [pair for pair in sizes if all(isinstance(size, int) for size in pair) and pair[0] % pair[1] == 0]
+        if len(pairs) == 3:
+            kernel = [size // count for size, count in pairs]
+            node.target, node.args = aten.avg_pool3d.default, (node.args[0], kernel, kernel)
+            changed = True
+    return changed
+
+
+def _write_out_distances(module: Any) -> bool:
+    """Write distances of all pairs of rows as what they are defined by; return whether there were any.
+
+    ONNX has no operator for torch.cdist. Here every pair's differences are kept until they are summed: PyTorch's other
+    way, by a matrix product, loses digits of near rows.
+    """
+    import torch
+
+    aten = torch.ops.aten
+    changed = False
+    for node in list(module.graph.nodes):
+        if node.target not in (aten.cdist.default, aten._cdist_forward.default):
+            continue
+        # (left [..., rows, size], right [..., others, size], p, mode)
+        left, right, *rest = node.args
+        power = float(rest[0] if rest else node.kwargs.get("p", 2.0))
+        if power == 0:  # how many values differ
+            continue
+        made: list[Any] = []
+
+        def add(target: Any, *args: Any, made: list[Any] = made) -> Any:
+            made.append(module.graph.call_function(target, args))
+            return made[-1]
+
+        with module.graph.inserting_before(node):
+            apart = add(aten.sub.Tensor, add(aten.unsqueeze.default, left, -2), add(aten.unsqueeze.default, right, -3))
+            if power == 2:
+                found = add(aten.sqrt.default, add(aten.sum.dim_IntList, add(aten.mul.Tensor, apart, apart), [-1]))
+            elif power == math.inf:
+                found = add(aten.amax.default, add(aten.abs.default, apart), [-1])
+            else:
+                size = add(aten.abs.default, apart)
+                raised = size if power == 1 else add(aten.pow.Tensor_Scalar, size, power)
+                found = add(aten.sum.dim_IntList, raised, [-1])
+                found = found if power == 1 else add(aten.pow.Tensor_Scalar, found, 1 / power)
+        for one in made:
+            one.meta.update({key: value for key, value in node.meta.items() if key != "val"})
+        node.replace_all_uses_with(found)
+        module.graph.erase_node(node)
         changed = True
     return changed
 

@@ -69,7 +69,20 @@ _LOG_LINES = 40
 _NOT_SENT = frozenset({"__pycache__", "node_modules"})
 
 # dependencies whose states are those of the project or of both machines; owners of copies differ
-_COMPARED = ("file", "names", "kind", "real", "shape", "env", "variables", "host", "library", "distribution", "plugins")
+_COMPARED = (
+    "file",
+    "names",
+    "kind",
+    "real",
+    "shape",
+    "env",
+    "variables",
+    "arguments",
+    "host",
+    "library",
+    "distribution",
+    "plugins",
+)
 
 # with what follows it: PEM (RFC 7468, also with "\\n" in JSON or a variable), and PuTTY's files
 _PRIVATE_KEY = re.compile(
@@ -889,6 +902,7 @@ def _needs(plan: Plan) -> dict[str, str]:
 _WORDS = {
     "env": "the variable {}",
     "variables": "the {} of the environment variables",
+    "arguments": "{} words of the command line",
     "host": "the {} of the machine",
     "library": "the library {}",
     "distribution": "the library {}",

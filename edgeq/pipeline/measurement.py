@@ -45,6 +45,7 @@ from edgeq.core.results.report import BundleVerification, Gate, GoldenSet
 from edgeq.core.samples import Outputs
 from edgeq.core.schemes import LimitName
 from edgeq.core.system import processor_name
+from edgeq.verify.accumulate import infinity_findings
 from edgeq.verify.golden import compare_golden
 from edgeq.verify.metrics import Comparison, percentile_ms
 
@@ -445,12 +446,7 @@ def _compared(expected: Outputs, came: Outputs) -> tuple[Comparison, tuple[str, 
     if left != right:
         return sums, (f"the golden outputs are {left}, but the device gave {right}",)
     sums.add(expected, came)
-    findings = [
-        f"output{i} holds NaN or Inf"
-        for i, array in enumerate(came)
-        if array.dtype.kind == "f" and not np.isfinite(array).all()
-    ]
-    return sums, tuple(findings or _constants(expected, came))
+    return sums, tuple(infinity_findings(came, expected, "the golden samples") or _constants(expected, came))
 
 
 def _constants(expected: Outputs, came: Outputs) -> list[str]:

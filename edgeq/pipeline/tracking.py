@@ -2,13 +2,13 @@
 
 edgeq records the files that Python opens (and those that safetensors, torch and SQLite open in native code), folders
 that are listed, questions about a path (os.stat, os.path.exists, os.readlink, os.access), and, where the user's code
-reads them, environment variables and the name of the machine. A result is kept in the cache only if nothing else can
-have been read:
+reads them, environment variables, the command line and the name of the machine. A result is kept in the cache only if
+nothing else can have been read:
 
 - Every native library in the process opens files only through Python, or through the functions that this module
   replaces (`_TRACKED_PACKAGES`). The user's own code does not name a library that opens files itself
   (`_NATIVE_READERS`).
-- The user's code loads no native library of its own and starts no process.
+- The user's code loads no native library of its own, starts no process and reads no standard input.
 
 The network and the time are not tracked: code that depends on them needs `--no-cache`.
 """
@@ -66,6 +66,9 @@ _OF_THE_DISK = ("statvfs", "fstatvfs")
 _SYSTEM = ("/proc/", "/sys/", "/dev/")
 
 _HOST_FILE = "/proc/sys/kernel/hostname"
+
+# of a process, this one too: what `sys.argv` and `os.environ` are made of
+_PROCESS_FILE = re.compile(r"/proc/(?:self|thread-self|\d+)/(?:task/\d+/)?(?:cmdline|environ)")
 
 _MEMORY_DISK = "/dev/shm/"  # noqa: S108  # data is kept there too
 
@@ -153,6 +156,7 @@ class Recorder:
         variables: environment variables, and their names, as dependencies with their states when they were first read.
         replaced: environment variables that the user's code set before it read them.
         knows_host: whether the name of the machine was read.
+        knows_arguments: whether the command line was read.
         earlier: what the recordings before this one saw in this process, with the states of variables.
         lasting: by the file of a module, what it read when it was imported; a module is imported once.
         untracked: why something else may have been read too; "" if nothing was.
@@ -170,6 +174,7 @@ class Recorder:
     variables: dict[str, str] = field(default_factory=dict)
     replaced: set[str] = field(default_factory=set)
     knows_host: bool = False
+    knows_arguments: bool = False
     earlier: dict[str, str | None] = field(default_factory=dict)
     lasting: dict[str, dict[str, str | None]] = field(default_factory=dict)
     untracked: str = ""
@@ -177,7 +182,7 @@ class Recorder:
     def reset(self) -> None:
         """Forget what was seen, but for what imported modules still hold."""
         self.earlier |= self._names()
-        self.knows_host = False
+        self.knows_host = self.knows_arguments = False
         for seen in (self.opened, self.written, self.listed, self.searched, self.asked, self.replaced):
             seen.clear()
         self.variables.clear()
@@ -244,6 +249,8 @@ class Recorder:
         where = os.path.abspath(path or ".")
         if where == _HOST_FILE:
             self.read_host(user)
+        if _PROCESS_FILE.fullmatch(where) and user is not None:
+            self._mark_untracked(f"the code reads {where}")
         if event == "open":
             mode = args[1] if len(args) > 1 else None
             flags = args[2] if len(args) > 2 and isinstance(args[2], int) else 0
@@ -265,12 +272,13 @@ class Recorder:
             self.opened.add(one)
             self._keep("file", one, user)
 
-    def ask(self, path: Any, folder: int | None = None) -> None:
+    def ask(self, path: Any, folder: int | str | None = None, kind: str = "") -> None:
         """Note that a path was asked about, where code of the user's did so, itself or by way of a library.
 
         Args:
             path: text, bytes, or an open file's descriptor.
-            folder: the descriptor of the folder that a relative path starts from.
+            folder: the folder that a relative path starts from, or its descriptor.
+            kind: what was asked; "" where the function that asks tells it.
         """
         if not self.active:
             return
@@ -286,9 +294,9 @@ class Recorder:
         frame = sys._getframe(2)
         if frame.f_code.co_name == "stat" and frame.f_code.co_filename == _PATHLIB and frame.f_back is not None:
             frame = frame.f_back  # `Path.exists` and its like
-        kind = "stat"
-        if frame.f_code.co_filename in _PATH_MODULES:
-            kind = _QUESTIONS.get(frame.f_code.co_name, "stat")
+        if not kind:
+            is_known = frame.f_code.co_filename in _PATH_MODULES
+            kind = _QUESTIONS.get(frame.f_code.co_name, "stat") if is_known else "stat"
         self.asked.add((kind, where))
         self._keep(kind, where, user)
 
@@ -314,6 +322,24 @@ class Recorder:
             self.knows_host = True
             self._keep("host", "name", user)
 
+    def read_arguments(self) -> None:
+        """Note that the command line was read, where code of the user's did so, and no library that it imports."""
+        user = _users_frame(sys._getframe(2)) if self.active else None
+        if user is None:
+            return
+        reader: FrameType | None = sys._getframe(2)
+        while reader is not None and reader is not user:
+            if reader.f_code.co_name == "<module>":
+                return
+            reader = reader.f_back
+        self.knows_arguments = True
+        self._keep("arguments", "all", user)
+
+    def read_input(self) -> None:
+        """Note that code of the user's read the standard input, which cannot be read again."""
+        if self.active and _users_frame(sys._getframe(2)) is not None:
+            self._mark_untracked("the code reads the standard input")
+
     def write_variable(self, key: Any) -> None:
         """Note that an environment variable was set or removed, where code of the user's did so."""
         if self.active and isinstance(key, str | bytes) and _users_frame(sys._getframe(2)) is not None:
@@ -335,7 +361,7 @@ class Recorder:
     def _keep(self, kind: str, name: str, user: FrameType | None) -> None:
         """Note what a module reads while it is imported: the next run in this process does not import it again."""
         name = _source(name) if kind == "file" else name
-        if kind not in ("env", "variables", "host") and _is_library(name):
+        if kind not in ("env", "variables", "host", "arguments") and _is_library(name):
             return
         while user is not None and (owner := _owner(user.f_code.co_filename)) != "edgeq":
             if user.f_code.co_name == "<module>" and owner == "user":
@@ -371,6 +397,7 @@ class Recorder:
             *(f"modules:{path}" for path in self.searched if not _is_library(path)),
             *(f"{kind}:{path}" for kind, path in self.asked if not _is_library(path)),
             *(("host:name",) if self.knows_host else ()),
+            *(("arguments:all",) if self.knows_arguments else ()),
             *installed.looked_for(),
         }
         return dict.fromkeys(sorted(names)) | self.variables
@@ -466,7 +493,8 @@ def _is_of_a_library(path: Any) -> bool:
     """Whether what a function of `os` was given is a path of a library, which no dependency names."""
     name = _named(path) if path is not None else "."
     where = os.path.abspath(name) if name is not None else ""
-    return where != _HOST_FILE and _is_library(_source(where))
+    is_watched = where == _HOST_FILE or _PROCESS_FILE.fullmatch(where) is not None
+    return not is_watched and _is_library(_source(where))
 
 
 def _users(paths: set[str]) -> set[str]:
@@ -520,8 +548,8 @@ def current_state(name: str) -> str:
 
     Args:
         name: `file:PATH`, `names:FOLDER`, `modules:FOLDER`, `kind:PATH`, `real:PATH`, `stat:PATH`, `shape:PATH`,
-            `env:VARIABLE`, `variables:names`, `host:name`, `place:project`, or one of `edgeq.pipeline.installed`. A
-            relative path is one of the current folder.
+            `env:VARIABLE`, `variables:names`, `arguments:all`, `host:name`, `place:project`, or one of
+            `edgeq.pipeline.installed`. A relative path is one of the current folder.
     """
     kind, _, rest = name.partition(":")
     try:
@@ -582,6 +610,10 @@ def _host_state(_: str) -> str:
     return sha256_bytes(_uname().nodename.encode(errors="surrogateescape"))
 
 
+def _arguments_state(_: str) -> str:
+    return sha256_bytes(repr((list.copy(sys.argv), list.copy(sys.orig_argv))).encode(errors="surrogateescape"))
+
+
 def _place_state(_: str) -> str:
     """Hash the project's folder, which is the current one, as `portable.bound` does."""
     return sha256_bytes(os.fsencode(os.getcwd()))
@@ -609,6 +641,7 @@ _STATES: dict[str, Callable[[str], str]] = {
     "stat": _stat_state,
     "shape": _shape_state,
     "host": _host_state,
+    "arguments": _arguments_state,
     "place": _place_state,
     **installed.STATES,
 }
@@ -684,10 +717,12 @@ def _questions() -> Iterator[None]:
                 asking.enter_context(replaced(module, name, _asking(getattr(module, name))))
             for name in filter(functools.partial(hasattr, module), _OF_THE_DISK):
                 asking.enter_context(replaced(module, name, _asking_the_disk(getattr(module, name))))
-        asking.enter_context(replaced(os, "open", _opening(os.open)))
-        asking.enter_context(replaced(os, "scandir", _scanning(os.scandir)))
-        for module in (os, importlib.import_module(os.name)):
+            asking.enter_context(replaced(module, "open", _opening(module.open)))
+            asking.enter_context(replaced(module, "scandir", _scanning(module.scandir)))
             asking.enter_context(replaced(module, "uname", _system_facts))
+        asking.enter_context(replaced(sys, "argv", _Arguments(sys.argv)))
+        asking.enter_context(replaced(sys, "orig_argv", _Arguments(sys.orig_argv)))
+        asking.enter_context(replaced(sys, "stdin", _Input(sys.stdin)))
         asking.enter_context(replaced(platform, "uname", _naming(platform.uname)))
         for variables in {id(one): one for one in (os.environ, getattr(os, "environb", os.environ))}.values():
             asking.enter_context(replaced(variables, "_data", environ))
@@ -818,6 +853,44 @@ class _Variables(MutableMapping[Any, Any]):
         return {key: self[key] for key in self}  # dict() would call back by way of a library
 
 
+class _Arguments(list[str]):
+    """Stands for `sys.argv`, and tells when it is read."""
+
+
+def _telling(name: str) -> Callable[..., Any]:
+    function = getattr(list, name)
+
+    @functools.wraps(function)
+    def call(self: list[str], *args: Any, **options: Any) -> Any:
+        _RECORDER.read_arguments()
+        return function(self, *args, **options)
+
+    return call
+
+
+for _name in (
+    *("__getitem__", "__iter__", "__reversed__", "__len__", "__contains__", "__eq__", "__ne__", "__add__", "__mul__"),
+    *("__repr__", "copy", "count", "index", "pop"),
+):
+    setattr(_Arguments, _name, _telling(_name))
+
+
+class _Input:
+    """Stands for `sys.stdin`, and tells when it is read; a library may ask whether it is a terminal."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("read") or name in ("buffer", "detach", "fileno"):
+            _RECORDER.read_input()
+        return getattr(self._stream, name)
+
+    def __iter__(self) -> Iterator[str]:
+        _RECORDER.read_input()
+        return iter(self._stream)
+
+
 def _placing(function: Callable[[], _R]) -> Callable[[], _R]:
     """Return tempfile's function, which reads the variables once only. Names of new files are made up anyway."""
 
@@ -902,12 +975,13 @@ def _opening(function: Callable[..., int]) -> Callable[..., int]:
 
 
 class _Entry:
-    """Stands for an `os.DirEntry`, whose `stat` raises no event."""
+    """Stands for an `os.DirEntry`, whose questions raise no event."""
 
-    __slots__ = ("_entry",)
+    __slots__ = ("_entry", "_folder")
 
-    def __init__(self, entry: Any) -> None:
+    def __init__(self, entry: Any, folder: str | None) -> None:
         self._entry = entry
+        self._folder = folder
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._entry, name)
@@ -916,23 +990,36 @@ class _Entry:
         return self._entry.path
 
     def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
-        _RECORDER.ask(self._entry.path)
+        _RECORDER.ask(self._entry.path, self._folder, "stat")
         found: os.stat_result = self._entry.stat(follow_symlinks=follow_symlinks)
         return found
+
+    def is_dir(self, *, follow_symlinks: bool = True) -> bool:
+        _RECORDER.ask(self._entry.path, self._folder, "kind")
+        return bool(self._entry.is_dir(follow_symlinks=follow_symlinks))
+
+    def is_file(self, *, follow_symlinks: bool = True) -> bool:
+        _RECORDER.ask(self._entry.path, self._folder, "kind")
+        return bool(self._entry.is_file(follow_symlinks=follow_symlinks))
+
+    def is_symlink(self) -> bool:
+        _RECORDER.ask(self._entry.path, self._folder, "kind")
+        return bool(self._entry.is_symlink())
 
 
 class _Entries:
     """Stands for the iterator of `os.scandir`."""
 
-    def __init__(self, entries: Any) -> None:
+    def __init__(self, entries: Any, folder: str | None) -> None:
         self._entries = entries
+        self._folder = folder
         self.close = entries.close
 
     def __iter__(self) -> Iterator[_Entry]:
         return self
 
     def __next__(self) -> _Entry:
-        return _Entry(next(self._entries))
+        return _Entry(next(self._entries), self._folder)
 
     def __enter__(self) -> _Entries:
         return self
@@ -945,7 +1032,10 @@ def _scanning(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def call(path: Any = ".") -> Any:
         found = function(path)
-        return _Entries(found) if _users_frame(sys._getframe(1)) is not None else found
+        if _users_frame(sys._getframe(1)) is None:
+            return found
+        # entries of a descriptor have names only, and it may be closed before they are asked
+        return _Entries(found, _named(path) if isinstance(path, int) else None)
 
     return call
 

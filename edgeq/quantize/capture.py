@@ -189,6 +189,8 @@ def capture(model: LoadedModel) -> Any:
         held = [node.target for node in program.graph.nodes if str(node.target) == DEFORM]
         if held:
             program = decomposed(program, {held[0]: plain_deform_conv2d})
+        with silenced(), plain_operators():
+            program = with_plain_bags(program, inputs, model.inputs)
     else:
         try:
             with silenced(), _plain_bags(), plain_operators(), _noted(guards):
@@ -556,18 +558,68 @@ def _plain_bags() -> Iterator[None]:
         mode, weights, padding = (call.arguments[name] for name in ("mode", "per_sample_weights", "padding_idx"))
         if input.dim() != 2 or call.arguments["max_norm"] is not None or (mode == "max" and padding is not None):
             return original(input, weight, *args, **kwargs)
-        rows = functional.embedding(input, weight)
-        if weights is not None:
-            rows = rows * weights.unsqueeze(-1)
-        if padding is not None:
-            padding = padding % weight.shape[0]  # counted from the table's end where it is negative
-            counted = (input != padding).unsqueeze(-1).to(rows.dtype)
-            total = (rows * counted).sum(1)
-            return total if mode == "sum" else total / counted.sum(1).clamp(min=1)
-        return rows.amax(1) if mode == "max" else getattr(rows, mode)(1)
+        return _plain_bag(input, weight, mode, weights, padding)
 
     with replaced(functional, "embedding_bag", embedding_bag):
         yield
+
+
+def _plain_bag(ids: Any, table: Any, mode: str, weights: Any, padding: int | None) -> Any:
+    """Return the sum, mean or maximum of the rows of each bag, float [N, size], for ids [N, L]."""
+    import torch
+
+    rows = torch.nn.functional.embedding(ids, table)
+    if weights is not None:
+        rows = rows * weights.unsqueeze(-1)
+    if padding is not None:
+        padding = padding % table.shape[0]  # counted from the table's end where it is negative
+        counted = (ids != padding).unsqueeze(-1).to(rows.dtype)
+        total = (rows * counted).sum(1)
+        return total if mode == "sum" else total / counted.sum(1).clamp(min=1)
+    return rows.amax(1) if mode == "max" else getattr(rows, mode)(1)
+
+
+def with_plain_bags(program: Any, inputs: tuple[Any, ...], specs: Sequence[TensorSpec]) -> Any:
+    """Return an exported program with its bags of one size as `_plain_bags` has them; itself without any.
+
+    Such bags have offsets that forward counts up from 0 by their size.
+    """
+    import torch
+
+    aten = torch.ops.aten
+    kinds = (aten.embedding_bag.padding_idx, aten._embedding_bag.default, aten._embedding_bag_forward_only.default)
+    if not any(node.target in kinds for node in program.graph.nodes):
+        return program
+    module: Any = program.module()
+    modes, changed = ("sum", "mean", "max"), False
+    for node in [node for node in module.graph.nodes if node.target in kinds]:
+        # (table, ids [N x L], offsets [N], scale_grad, mode, sparse, weights [N x L], has_last, padding)
+        given: tuple[Any, ...] = (*node.args, *(None,) * 9)
+        table, ids, offsets, _, mode, _, weights, has_last, padding = given[:9]
+        padding = None if padding == -1 and node.target is not kinds[0] else padding
+        readers = [reader for reader in node.users if reader.args[1] != 0]
+        counted = offsets.target is aten.arange.start_step and offsets.args[0] == 0 and len(offsets.args) == 3
+        if not counted or has_last or (mode == 2 and padding is not None) or any(one.users for one in readers):
+            continue
+        for reader in readers:
+            module.graph.erase_node(reader)
+        size = offsets.args[2]
+        with module.graph.inserting_before(node):
+            shaped = module.graph.call_function(aten.reshape.default, (ids, [-1, size]))
+            factors = (
+                None if weights is None else module.graph.call_function(aten.reshape.default, (weights, [-1, size]))
+            )
+            bag = module.graph.call_function(_plain_bag, (shaped, table, modes[mode or 0], factors, padding))
+        for made in (shaped, bag):
+            made.meta.update({key: value for key, value in node.meta.items() if key != "val"})
+        for reader in list(node.users):
+            reader.replace_all_uses_with(bag)
+            module.graph.erase_node(reader)
+        module.graph.erase_node(node)
+        changed = True
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    return exported(module, inputs, specs) if changed else program
 
 
 @contextlib.contextmanager

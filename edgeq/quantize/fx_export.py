@@ -19,7 +19,13 @@ from torch.nn import functional
 from edgeq.core.operators import exported, open_steps, plain_operators
 from edgeq.core.results.model import TensorSpec
 from edgeq.core.speedups import decomposed
-from edgeq.quantize.capture import example_tensors, plain_convolutions, silenced, with_constants
+from edgeq.quantize.capture import (
+    example_tensors,
+    plain_convolutions,
+    silenced,
+    with_constants,
+    with_plain_bags,
+)
 from edgeq.quantize.pt2e_workarounds import coordinates, without_copies
 
 _ATEN = torch.ops.aten
@@ -93,7 +99,7 @@ def exported_graph(module: Any, specs: Sequence[TensorSpec]) -> Any:
     with silenced(), torch.no_grad():
         inputs = example_tensors(specs)
         with plain_operators():
-            program = exported(module, inputs, specs)
+            program = with_plain_bags(exported(module, inputs, specs), inputs, specs)
         with open_steps(specs):
             # without writes in place, so that what is computed from weights alone can be told
             program = decomposed(plain_convolutions(program), {})

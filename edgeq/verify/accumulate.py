@@ -38,6 +38,7 @@ from edgeq.verify.metrics import (
     scored,
     sequences_of,
     top1,
+    unlike_infinities,
 )
 from edgeq.verify.spec import Forward, VerifySpec
 
@@ -120,7 +121,7 @@ class ParityTally:
                 return None
             nudged = dataclasses.replace(batch, inputs=tuple(_nudged(array, rng) for array in batch.inputs))
             sums.add(expected, cut(batch, graph(nudged)))
-        return sums.sqnr_db
+        return None if math.isnan(sums.sqnr_db) else sums.sqnr_db
 
 
 def _can_move(array: NDArray[Any]) -> bool:
@@ -268,10 +269,10 @@ class FlipTally:
         """
         if not reference or not is_ranking(reference[0]) or len(reference[0]) < batch.rows:
             return
-        finite = np.isfinite(reference[0]).all(axis=1) & np.isfinite(measured[0]).all(axis=1)
+        usable = ~unlike_infinities(measured[0], reference[0]).any(axis=1)
         before, after = reference[0].argmax(axis=1), measured[0].argmax(axis=1)
-        self.ranked += int(finite.sum())
-        for row in np.flatnonzero(finite & (before != after)):
+        self.ranked += int(usable.sum())
+        for row in np.flatnonzero(usable & (before != after)):
             pair = int(before[row]), int(after[row])
             self.pairs[pair] += 1
             if len(self.examples) < MAX_EXAMPLES:
@@ -403,13 +404,13 @@ class Ranks:
     tied: int = 0
 
     def add(self, reference: NDArray[Any], measured: NDArray[Any]) -> None:
-        """Add the scores of some rows, [rows, classes] each; a row that is not finite never agrees."""
-        finite = np.isfinite(reference).all(axis=1) & np.isfinite(measured).all(axis=1)
+        """Add the scores of some rows, [rows, classes] each; one with a NaN, or its own Inf, never agrees."""
+        usable = ~unlike_infinities(measured, reference).any(axis=1)
         first = reference.argmax(axis=1)
-        named = np.where(finite, measured.argmax(axis=1), -1)
+        named = np.where(usable, measured.argmax(axis=1), -1)
         self.fp32 += first.tolist()
         self.measured += named.tolist()
-        self.settled += np.where(finite & _is_saturated(reference, named), first, named).tolist()
+        self.settled += np.where(usable & _is_saturated(reference, named), first, named).tolist()
         self.tied += int((_first_is_shared(measured) & ~_first_is_shared(reference)).sum())
 
     def agreement(self, output: int, keys: list[Hashable]) -> OutputAgreement:
@@ -505,7 +506,6 @@ def compare(spec: VerifySpec, tally: Tally, batch: Batch, fed: Batch, outputs: O
             for name, array in zip(names, outputs, strict=True)
         )
     states = {one.fed_from for one in spec.inputs}
-    _look(tally, batch, outputs)
     measured = cut(batch, outputs)
     rows = batch_size(spec.samples, spec.inputs) or 1
     if tally.batches in spread(-(-spec.samples.count // rows), -(-PARITY_SAMPLES // rows)):
@@ -513,6 +513,7 @@ def compare(spec: VerifySpec, tally: Tally, batch: Batch, fed: Batch, outputs: O
     tally.batches += 1
     tally.extremes.look(batch.samples)
     reference = spec.fp32(batch) if spec.fp32 else None
+    _look(tally, batch, outputs, reference)
     rows_added = tally.repeats.add(batch, reference)
     if reference is not None:
         tally.reference.look(batch, reference)
@@ -549,14 +550,42 @@ def expect_outputs(tally: Tally, outputs: tuple[TensorSpec, ...]) -> None:
     tally.fidelity.over_axes = tally.parity.sums.over_axes = over_axes
 
 
-def _look(tally: Tally, batch: Batch, outputs: Outputs) -> None:
+def _look(tally: Tally, batch: Batch, outputs: Outputs, reference: Outputs | None) -> None:
     """Note outputs that are wrong whatever the limits."""
-    for index, array in enumerate(outputs):
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            tally.findings[f"output{index} holds NaN or Inf"] = None
+    found = infinity_findings(outputs, reference, "fp32")
+    if found and reference is not None and not all(np.isfinite(array).all() for array in reference):
+        found.append(
+            "the fp32 model's own output holds NaN or Inf: let forward return finite numbers, such as "
+            "masked_fill(mask, -1e4)"
+        )
+    tally.findings |= dict.fromkeys(found)
     tally.measured.look(batch, outputs)
     if len(tally.digests) < 2:
         tally.digests.update(sample.digest for sample in batch.samples)
+
+
+def infinity_findings(outputs: Outputs, reference: Outputs | None, of: str) -> list[str]:
+    """Name outputs with NaN, or with Inf where the reference has not the same, and outputs that lack its Inf.
+
+    A model may give -Inf to what a mask leaves out: an artifact that gives it at the same places has lost nothing.
+
+    Args:
+        outputs: to judge.
+        reference: what they are compared with; None where there is nothing, and every Inf is named.
+        of: what gave the reference.
+    """
+    if reference is not None and [array.shape for array in reference] != [array.shape for array in outputs]:
+        reference = None
+    found = []
+    for index, array in enumerate(outputs):
+        expected = None if reference is None else reference[index]
+        strange = unlike_infinities(array, expected)
+        if (strange & ~np.isfinite(array)).any():
+            also = f", unlike that of {of}" if expected is not None and np.isfinite(expected[strange]).any() else ""
+            found.append(f"output{index} holds NaN or Inf{also}")
+        elif strange.any():
+            found.append(f"output{index} is finite where that of {of} holds NaN or Inf")
+    return found
 
 
 def same_shapes(tally: Tally, expected: Outputs, measured: Outputs, of: str) -> bool:
@@ -632,16 +661,11 @@ def fidelity_of(spec: VerifySpec, tally: Tally) -> Fidelity:
     )
 
 
-def findings_of(spec: VerifySpec, tally: Tally) -> tuple[str, ...]:
+def findings_of(tally: Tally) -> tuple[str, ...]:
     """Return the faults of the outputs that do not depend on limits."""
     findings = list(tally.findings)
     if not findings:
         findings += _constants(tally)
-    if spec.fp32 is not None and not tally.fidelity.reference_finite:
-        findings.append(
-            "the fp32 model's own output holds NaN or Inf: let forward return finite numbers, such as "
-            "masked_fill(mask, -1e4)"
-        )
     return tuple(findings)
 
 

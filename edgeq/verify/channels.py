@@ -60,7 +60,9 @@ class OutputChannels:
 
     Attributes:
         rows: how many were added.
-        first: the first row of the reference and of what was measured; sums about the mean start from it.
+        counted: how many of them were finite, element by element.
+        first: the first row of the reference and of what was measured, NaN where no row was finite yet; sums about the
+            mean start from it.
         drift: the sum of the reference's differences from its first row, element by element.
         axes: one for each axis that may hold channels; none for an output with fewer than two axes.
         shares: whether every reference value lies between 0 and 1: probabilities have one unit, regardless of their
@@ -71,6 +73,7 @@ class OutputChannels:
     """
 
     rows: int = 0
+    counted: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     first: tuple[NDArray[Any], NDArray[Any]] | None = None
     drift: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
     axes: list[_Axis] = field(default_factory=list)
@@ -82,34 +85,44 @@ class OutputChannels:
         """Add rows of an output.
 
         Args:
-            reference: float, bool or uint8 `[rows, …]`, finite.
-            measured: of the same shape.
+            reference: float, bool or uint8 `[rows, …]`, without NaN.
+            measured: of the same shape, infinite where the reference is, which does not count.
         """
-        if self.first is None:
-            self.first = reference[0].copy(), measured[0].copy()
-            self.drift = np.zeros(reference.shape[1:])
-            self.axes = [_empty(axis, reference.shape[axis]) for axis in _channel_axes(reference.shape)]
         expected, came = reference.astype(np.float64), measured.astype(np.float64)
-        moved = expected - self.first[0].astype(np.float64)
-        varies = came != self.first[1]
-        error = (expected - came) ** 2
-        energy = expected**2
+        finite = np.isfinite(expected)
+        if self.first is None:
+            self.first = np.full(expected.shape[1:], np.nan), np.full(expected.shape[1:], np.nan)
+            self.drift = np.zeros(expected.shape[1:])
+            self.counted = np.zeros(expected.shape[1:], np.int64)
+            self.axes = [_empty(axis, expected.shape[axis]) for axis in _channel_axes(expected.shape)]
+        if (self.counted == 0).any():
+            rows = finite.argmax(axis=0)[None]
+            found = (self.counted == 0) & finite.any(axis=0)
+            for first, side in zip(self.first, (expected, came), strict=True):
+                np.copyto(first, np.take_along_axis(side, rows, axis=0)[0], where=found)
+        with np.errstate(invalid="ignore"):
+            moved = np.where(finite, expected - self.first[0], 0.0)
+            varies = finite & (came != self.first[1])
+            error = np.where(finite, expected - came, 0.0) ** 2
+        counts = np.where(finite, expected, 0.0)
+        energy = counts**2
         self.rows += len(expected)
+        self.counted += finite.sum(axis=0)
         self.drift += moved.sum(axis=0)
-        self.shares = self.shares and bool(expected.min() >= 0 and expected.max() <= 1)
+        self.shares = self.shares and bool(counts.min() >= 0 and counts.max() <= 1)
         self.is_truth = reference.dtype == np.bool_
         self.is_measure = self.is_measure or reference.dtype != np.uint8 or int(reference.max()) >= _LEAST_PIXEL
         for one in self.axes:
             others = tuple(i for i in range(expected.ndim) if i != one.axis)
-            one.elements += expected.size / expected.shape[one.axis]
+            one.elements += finite.sum(axis=others)
             one.energy += energy.sum(axis=others)
             one.error += error.sum(axis=others)
             one.largest = np.maximum(one.largest, error.max(axis=others))
-            one.total += expected.sum(axis=others)
+            one.total += counts.sum(axis=others)
             one.moved += (moved**2).sum(axis=others)
             one.varied |= varies.any(axis=others)
-            one.least = np.minimum(one.least, expected.min(axis=others))
-            one.most = np.maximum(one.most, expected.max(axis=others))
+            one.least = np.minimum(one.least, expected.min(axis=others, initial=np.inf, where=finite))
+            one.most = np.maximum(one.most, expected.max(axis=others, initial=-np.inf, where=finite))
 
     def groups(self, output: int, *, classes: Collection[int] = ()) -> list[GroupFidelity]:
         """Return the parts that are judged by themselves: the whole output, and along each axis its channels.
@@ -132,9 +145,10 @@ class OutputChannels:
                 found.append(self._group(output, one, everything, changing))
             if self.is_truth or len(everything) < 2 or (classes and self.shares):
                 continue
-            mean = one.total / one.elements
-            spread = np.maximum(one.energy / one.elements - mean**2, 0)
-            levels = _levels(spread, changing / one.elements, mean)
+            elements = np.maximum(one.elements, 1)  # a channel may be infinite throughout
+            mean = one.total / elements
+            spread = np.maximum(one.energy / elements - mean**2, 0)
+            levels = _levels(spread, changing / elements, mean)
             if classes:
                 levels[_has_spread_of(np.array(sorted(classes)), spread)] = -1
             alive = everything[levels >= 0]
@@ -170,7 +184,7 @@ class OutputChannels:
     def _shared(self, one: _Axis) -> NDArray[np.float64]:
         """Return the energy, about the first row, of the mean that all rows share; float64 [channels]."""
         others = tuple(i for i in range(self.drift.ndim) if i != one.axis - 1)
-        shared: NDArray[np.float64] = (self.drift**2).sum(axis=others) / self.rows
+        shared: NDArray[np.float64] = (self.drift**2 / np.maximum(self.counted, 1)).sum(axis=others)
         return shared
 
     def _group(
@@ -183,11 +197,12 @@ class OutputChannels:
         unlike: bool = False,
         of_items: bool = False,
     ) -> GroupFidelity:
-        elements, error = float(one.elements[members].sum()), float(one.error[members].sum())
+        elements, error = max(float(one.elements[members].sum()), 1.0), float(one.error[members].sum())
         energy, change = float(one.energy[members].sum()), float(changing[members].sum())
         mean = float(one.total[members].sum()) / elements
         # a channel that has not left float noise may stay constant, and may differ by noise
-        alive = change > elements * (NUMERIC_NOISE * float(np.abs((one.least[members], one.most[members])).max())) ** 2
+        ends = np.abs((one.least[members], one.most[members]))
+        alive = change > elements * (NUMERIC_NOISE * float(ends.max(initial=0.0, where=np.isfinite(ends)))) ** 2
         return GroupFidelity(
             output=output,
             axis=one.axis,

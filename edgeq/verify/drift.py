@@ -18,6 +18,7 @@ from edgeq.core.results.measured import DriftReport, OutputDrift
 from edgeq.core.samples import Batch, Feedback, Outputs, batches, state_specs
 from edgeq.core.schemes import FLOAT_SCHEMES
 from edgeq.verify.host import HostRuntime
+from edgeq.verify.metrics import unlike_infinities
 from edgeq.verify.spec import Forward, VerifySpec
 
 STEPS = 1000
@@ -127,10 +128,13 @@ def run_drift(spec: VerifySpec, runtime: HostRuntime) -> DriftReport:
             reference, measured = fp32(left), runtime.run(right.inputs)
             theirs.took(left, reference)
             ours.took(right, measured)
-            if which := _not_finite(reference):
-                return dataclasses.replace(report, unsure=f"fp32 itself gives {which} at step {step + 1:,}")
-            if which := _not_finite(measured):
-                return dataclasses.replace(report, problem=f"it gives {which} at step {step + 1:,}, unlike fp32")
+            for index, (expected, came) in enumerate(zip(reference, measured, strict=True)):
+                strange = unlike_infinities(came, expected)
+                where = f"NaN or Inf in output{index} at step {step + 1:,}"
+                if not np.isfinite(expected[strange]).all():
+                    return dataclasses.replace(report, unsure=f"fp32 itself gives {where}")
+                if strange.any():
+                    return dataclasses.replace(report, problem=f"it gives {where}, unlike fp32")
             start = start or [_Sums() for _ in reference]
             quarters = quarters or [[_Sums() for _ in range(4)] for _ in reference]
             is_start, is_last = 0 < step <= _START, step >= STEPS - _QUARTER
@@ -191,13 +195,6 @@ def _drive(spec: VerifySpec) -> list[Batch]:
 def _renamed(batch: Batch, suffix: str) -> Batch:
     (sample,) = batch.samples
     return dataclasses.replace(batch, samples=(dataclasses.replace(sample, digest=f"{sample.digest}{suffix}"),))
-
-
-def _not_finite(outputs: Outputs) -> str:
-    for index, array in enumerate(outputs):
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            return f"NaN or Inf in output{index}"
-    return ""
 
 
 def _reactions(spec: VerifySpec, fp32: Forward, drive: Sequence[Batch]) -> list[float]:

@@ -98,5 +98,7 @@ def sqnr_floor_db(outputs: Outputs, steps: Sequence[float | None], scheme: str) 
     known = [(array, step) for array, step in zip(outputs, steps, strict=False) if step]
     if not known:
         return _FLOAT_FLOORS_DB.get(scheme, _INT8_FLOOR_DB)
-    ratios = [float(np.sqrt(np.mean(array.astype(np.float64) ** 2))) / step for array, step in known]
+    # infinities are equal or not, whatever the step
+    squares = [(np.where(np.isfinite(array), array, 0).astype(np.float64) ** 2, step) for array, step in known]
+    ratios = [float(np.sqrt(np.mean(square))) / step for square, step in squares]
     return round(max(_LEAST_FLOOR_DB, 20 * math.log10(max(min(ratios), 1e-6))), 2)

@@ -54,7 +54,8 @@ class Comparison:
     """Running sums of a reference and measured outputs.
 
     SQNR = 10 log10(sum reference² / sum (reference - measured)²), of the worst output, so that a large output does not
-    hide it.
+    hide it. An infinity where the reference has the same one is equal to it, and adds nothing to the sums: models give
+    -Inf to what a mask leaves out. Any other value that is not finite makes the ratio NaN.
 
     Attributes:
         by_channel: whether `groups` is asked for afterwards.
@@ -79,7 +80,6 @@ class Comparison:
     agreeing: int = 0
     ranked: int = 0
     finite: bool = True
-    reference_finite: bool = True
     outputs: list[_Sums] = field(default_factory=list)
     channels: list[OutputChannels] = field(default_factory=list)
 
@@ -99,6 +99,7 @@ class Comparison:
                 self.outputs.append(_Sums())
                 self.channels.append(OutputChannels())
             is_measure = expected.dtype.kind in "fb" or expected.dtype == np.uint8
+            strange = unlike_infinities(came, expected)
             if self.by_channel and is_measure and expected.size:
                 axes = self.over_axes[index] if index < len(self.over_axes) else ()
                 if axes:
@@ -110,14 +111,16 @@ class Comparison:
                     known = (None, len(expected)) if expected.ndim > 1 else expected.shape
                     shape = expected.shape if rows in known else (1, *expected.shape)
                     sides = [side.reshape(shape if len(shape) > 1 else (*shape, 1)) for side in (expected, came)]
-                if all(np.isfinite(side).all() for side in sides):
+                if not strange.any():
                     self.channels[index].add(*sides)
             sums = self.outputs[index]
             step = steps[index] if index < len(steps) else None
             left, right = expected.astype(np.float64), came.astype(np.float64)
-            self.reference_finite = self.reference_finite and bool(np.isfinite(left).all())
-            self.finite = self.finite and self.reference_finite and bool(np.isfinite(right).all())
-            with np.errstate(all="ignore"):  # what is not finite stays so, and fails
+            self.finite = self.finite and not strange.any()
+            # infinities of both sides are equal; what else is not finite stays so, and fails
+            both = np.isinf(left) & ~strange
+            left[both] = right[both] = 0.0
+            with np.errstate(all="ignore"):
                 error = np.abs(left - right)
                 sums.reference_energy += float((left**2).sum())
                 sums.error_energy += float((error**2).sum())
@@ -136,8 +139,8 @@ class Comparison:
             sums.differing += int((error != 0).sum())
             sums.are_classes = sums.are_classes and self.nominal and are_classes(expected)
         if reference and not any(self.over_axes[:1]) and is_ranking(reference[0]) and rows in (None, len(reference[0])):
-            finite = np.isfinite(reference[0]).all(axis=1) & np.isfinite(measured[0]).all(axis=1)
-            self.agreeing += int((finite & (reference[0].argmax(axis=1) == measured[0].argmax(axis=1))).sum())
+            usable = ~unlike_infinities(measured[0], reference[0]).any(axis=1)
+            self.agreeing += int((usable & (reference[0].argmax(axis=1) == measured[0].argmax(axis=1))).sum())
             self.ranked += len(reference[0])
 
     @property
@@ -194,6 +197,19 @@ class Comparison:
         return self.agreeing / self.ranked if self.ranked else None
 
 
+def unlike_infinities(output: NDArray[Any], reference: NDArray[Any] | None = None) -> NDArray[np.bool_]:
+    """Return which values of an output, or of its reference, are NaN or an infinity that the other one lacks.
+
+    Args:
+        output: of any dtype.
+        reference: of the same shape; without one, every infinity counts.
+    """
+    strange: NDArray[np.bool_] = ~np.isfinite(output)
+    if reference is not None:
+        strange = (strange | ~np.isfinite(reference)) & (output != reference)
+    return strange
+
+
 def _larger(one: float, other: float) -> float:
     """Return the larger, and NaN where one is NaN: max() would drop it."""
     return float(np.maximum(one, other))
@@ -222,7 +238,7 @@ def top1(outputs: Outputs, label: Any) -> float:
     """
     scores = outputs[0]
     index = class_index(label, scores.size)
-    return float(np.isfinite(scores).all() and int(scores.argmax()) == index)
+    return float(not np.isnan(scores).any() and int(scores.argmax()) == index)
 
 
 def class_index(label: Any, classes: int) -> int:
@@ -696,6 +712,16 @@ _SIEVE = 8  # of the projections: enough to tell most rows apart
 
 _ROWS = 64  # that are looked at together: 50,000 rows that are all near take 26 MB
 
+# steps of an 8-bit image, root mean square: two copies that are each one step off are 1.4 apart, and projections
+# estimate that to an eighth
+_PIXEL_COPY = 2.25
+
+_OUTPUT_OF_PIXELS = 0.03  # of an output's root mean square: one step is that of a contrast of `_CONTRAST` or more
+
+_CONTRAST = 8.0  # steps between neighbors, root mean square: of fewer, one step may be all that a sensor tells
+
+_PARTS = 8  # of an image, each of which is held to the limit: what is small but bright is no noise
+
 _BLOCK = 4096  # elements that share their signs up to one for the whole block, so that large inputs need few of them
 
 
@@ -707,17 +733,21 @@ class Repeats:
     input is within `_COPY` of that input's spread over the rows, and each float output of fp32 within `_COPY` of that
     output's root mean square. Inputs alone would merge rows that one large column dominates, such as a time; outputs
     alone those whose scores saturate. The spread, not the magnitude, tells inputs apart that share a large mean, such
-    as pressures. Rows without float inputs or without outputs are distinguished by their bytes.
+    as pressures. Rows without outputs are distinguished by their bytes.
+
+    Two kinds of whole numbers need not be the same. 8-bit images, which differ from place to place by far more than a
+    step, may be one step up or down in every part, and fp32's outputs then `_OUTPUT_OF_PIXELS` apart. And ids count
+    only where the mask beside them is 1.
 
     Of each array a sketch of a few numbers is kept: seeded projections on signs, which keep distances (Achlioptas,
-    Database-friendly Random Projections, 2003). Values go in as asinh, linear below 1 and a logarithm above: noise does
+    Database-friendly Random Projections, 2003). Floats go in as asinh, linear below 1 and a logarithm above: noise does
     not grow by it, and one large column does not outweigh the others.
     """
 
     _digests: list[str] = field(default_factory=list)
-    # by the number of float inputs and the digest of what must be equal, then by the row's digest: float32 [arrays,
-    # projections]
-    _sketches: dict[tuple[int, str], dict[str, NDArray[np.float32]]] = field(default_factory=dict)
+    # by the numbers of float inputs and of parts of images, and the digest of what must be equal, then by the row's
+    # digest: float32 [arrays, projections]
+    _sketches: dict[tuple[int, int, str], dict[str, NDArray[np.float32]]] = field(default_factory=dict)
 
     def add(self, batch: Batch, outputs: Outputs | None) -> range:
         """Add the real rows of a batch and return their numbers.
@@ -734,28 +764,38 @@ class Repeats:
         else:
             digests = [_digest(shared, *(array[row].tobytes() for array in fed)) for row in range(rows)]
         self._digests += digests
-        floats = [array for array in fed if array.dtype.kind == "f" and array.size]
-        if outputs is None or not floats:
+        if outputs is None:
             return range(start, start + rows)
         given = list(_by_row(outputs, size, rows))
-        sketches = [_sketch(array) for array in (*floats, *given) if array.dtype.kind == "f" and array.size]
-        whole = [array for array in (*fed, *given) if array.dtype.kind != "f"]
+        floats = [array for array in fed if array.dtype.kind == "f" and array.size]
+        results = [array for array in given if array.dtype.kind == "f" and array.size]
+        sketches = [_sketch(np.arcsinh(array.astype(np.float64))) for array in (*floats, *results)]
+        images = [array for array in fed if array.dtype == np.uint8 and array.size]
+        axes = [array.shape for array in batch.inputs if array.dtype == np.uint8 and array.size]
+        has_contrast = [_contrast(array, shape) >= _CONTRAST for array, shape in zip(images, axes, strict=False)]
+        of_parts = [_sketch(part) for array in images for part in np.array_split(array, _PARTS, axis=1)]
+        unmasked = _without_padding([array for array in fed if array.dtype.kind != "f"])
+        whole = [*unmasked, *(array for array in given if array.dtype.kind != "f")]
         # a step stands at its place: what a sequence repeats within itself is part of it
         steps = [sample.step for sample in batch.samples]
         shapes = [array.shape[1:] for array in (*batch.inputs, *fed, *given)]
         for row, digest in enumerate(digests):
+            is_image = bool(images) and len(axes) == len(images) and all(found[row] for found in has_contrast)
             facts = f"{steps[min(row, batch.rows - 1)]} {shapes}".encode()
-            same = _digest(facts, shared, *(array[row].tobytes() for array in whole))
-            alike = self._sketches.setdefault((len(floats), same), {})
-            alike.setdefault(digest, np.stack([sketch[row] for sketch in sketches]))
+            equal = [array for array in whole if not (is_image and any(array is image for image in images))]
+            same = _digest(facts, shared, *(array[row].tobytes() for array in equal))
+            of_row = [*sketches[: len(floats)], *(of_parts if is_image else ()), *sketches[len(floats) :]]
+            if of_row:
+                kind = len(floats), len(of_parts) if is_image else 0, same
+                self._sketches.setdefault(kind, {}).setdefault(digest, np.stack([sketch[row] for sketch in of_row]))
         return range(start, start + rows)
 
     def keys(self) -> list[Hashable]:
         """Return for each row what tells it from the others: its digest, or that of the first row that it repeats."""
         first: dict[str, str] = {}
-        for (inputs, _), sketches in self._sketches.items():
+        for (floats, parts, _), sketches in self._sketches.items():
             digests = list(sketches)
-            firsts = _first_alike(np.stack(list(sketches.values())).astype(np.float64), inputs)
+            firsts = _first_alike(np.stack(list(sketches.values())).astype(np.float64), floats, parts)
             for digest, index in zip(digests, firsts, strict=True):
                 first.setdefault(digest, digests[index])
         return [first.get(digest, digest) for digest in self._digests]
@@ -774,14 +814,55 @@ def _by_row(arrays: Sequence[NDArray[Any]], size: int, rows: int) -> Iterator[ND
             yield array[:rows].reshape(rows, -1)
 
 
+def _contrast(rows: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Return by how much neighbors along the last axis but one differ in each row, root mean square, float64 [rows].
+
+    That axis is of an image's rows or columns, of a window's times; columns of a table have none.
+
+    Args:
+        rows: [rows, elements].
+        shape: of the input, batch axis included.
+    """
+    if len(shape) < 3 or shape[-2] < 2:
+        return np.zeros(len(rows))
+    steps = np.diff(rows.reshape(-1, *shape[-2:]).astype(np.float64), axis=1)
+    found: NDArray[np.float64] = np.sqrt(np.square(steps).reshape(len(rows), -1).mean(axis=1))
+    return found
+
+
+def _without_padding(rows: list[NDArray[Any]]) -> list[NDArray[Any]]:
+    """Return inputs of whole numbers with zeros where a mask of the same shape ends a row.
+
+    A mask begins with 1 and has only zeros behind its ones; token types of 0 and 1 begin with 0.
+
+    Args:
+        rows: each [rows, elements].
+    """
+    masks = [
+        array
+        for array in rows
+        if array.size and (array[:, 0] == 1).all() and ((array == 0) | (array == 1)).all() and not _rises(array)
+    ]
+    return [
+        np.where(masks[0], array, 0).astype(array.dtype)
+        if masks and array.shape == masks[0].shape and array is not masks[0] and array.dtype != np.uint8
+        else array
+        for array in rows
+    ]
+
+
+def _rises(rows: NDArray[Any]) -> bool:
+    return bool((rows[:, 1:] > rows[:, :-1]).any())
+
+
 def _sketch(values: NDArray[Any]) -> NDArray[np.float32]:
     """Return projections of [rows, elements], float32 [rows, projections], whose mean square is about the row's."""
     total = np.zeros((len(values), _PROJECTIONS))
     for block, start in enumerate(range(0, values.shape[1], _BLOCK)):
-        part = np.arcsinh(values[:, start : start + _BLOCK].astype(np.float64))
-        part = np.nan_to_num(part, copy=False, posinf=99.0, neginf=-99.0)  # of the largest float32 it is 89
+        part = values[:, start : start + _BLOCK].astype(np.float64)
+        part = np.nan_to_num(part, copy=False, posinf=99.0, neginf=-99.0)  # asinh of the largest float32 is 89
         total += part @ _signs(0, _BLOCK)[: part.shape[1]] * _signs(1 + block, 1)
-    return np.asarray(total / math.sqrt(values.shape[1]), np.float32)
+    return np.asarray(total / math.sqrt(max(values.shape[1], 1)), np.float32)
 
 
 @functools.cache
@@ -789,19 +870,22 @@ def _signs(seed: int, count: int) -> NDArray[np.float64]:
     return np.random.default_rng(seed).choice([-1.0, 1.0], (count, _PROJECTIONS))
 
 
-def _first_alike(sketches: NDArray[np.float64], inputs: int) -> list[int]:
+def _first_alike(sketches: NDArray[np.float64], floats: int, parts: int) -> list[int]:
     """Return for each row the first one that it repeats, or itself.
 
     Each row is compared with those that stand for others, never with one of the others: no chain drifts away.
 
     Args:
         sketches: [rows, arrays, projections].
-        inputs: how many of the arrays are inputs. Of a row fainter than the spread its own magnitude counts.
+        floats: how many of the arrays are float inputs. Of a row fainter than the spread its own magnitude counts.
+        parts: how many after them are parts of images; the others are outputs.
     """
     norms = np.sqrt(np.square(sketches).mean(axis=2))
     spreads = np.sqrt(sketches.var(axis=0).mean(axis=1))
     limits = _COPY * np.clip(spreads, _LEAST_SPREAD * np.minimum(norms, 1.0), norms)
-    limits[:, inputs:] = _COPY * np.sqrt(np.square(norms[:, inputs:]).mean(axis=0))
+    limits[:, floats : floats + parts] = _PIXEL_COPY
+    results = norms[:, floats + parts :]
+    limits[:, floats + parts :] = (_OUTPUT_OF_PIXELS if parts else _COPY) * np.sqrt(np.square(results).mean(axis=0))
     # alike rows are near each other on a line and by a few projections, whose squares are at most the sum of all
     widest = limits.max(axis=0)
     scaled = (sketches - sketches.mean(axis=0))[:, :, :_SIEVE] / np.where(widest > 0, widest, 1.0)[:, None]

@@ -51,6 +51,7 @@ from edgeq.verify.accumulate import (
     expect_outputs,
     fidelity_of,
     findings_of,
+    infinity_findings,
     same_shapes,
     spread,
 )
@@ -162,7 +163,7 @@ def judge(spec: VerifySpec, ran: Ran) -> tuple[VerifyReport, GoldenSet]:
         peak_memory_bytes=ran.peak_memory_bytes,
         load_ms=None if loaded.stand_in else loaded.load_ms,
         outputs=tally.shapes,
-        findings=findings_of(spec, tally),
+        findings=findings_of(tally),
         flips=tally.flips.result(),
         stand_in=loaded.stand_in,
         sizes=judge_sizes(spec, ran.trials, ran.beyond),
@@ -307,7 +308,7 @@ def judge_graph(spec: VerifySpec, *, why: str) -> tuple[VerifyReport, GoldenSet]
         host="nothing",
         outputs=tally.shapes,
         findings=(),
-        graph_only=GraphOnly(why=why, fidelity=fidelity_of(spec, tally), findings=findings_of(spec, tally)),
+        graph_only=GraphOnly(why=why, fidelity=fidelity_of(spec, tally), findings=findings_of(tally)),
         kernels=kernel_share(spec.backend, lowered.kernels, lowered.layers) if lowered and lowered.kernels else None,
         sizes=judge_sizes(alone, trials, ()),
     )
@@ -401,7 +402,7 @@ def _row_findings(
                 continue
             sums = Comparison()
             sums.add((row,), (other,))
-            worst = min(worst, sums.sqnr_db)
+            worst = -math.inf if math.isnan(sums.sqnr_db) else min(worst, sums.sqnr_db)
     if worst >= least:
         return ()
     return (
@@ -529,9 +530,7 @@ def _judged(spec: VerifySpec, trial: Trial) -> SizeRun:
                 sums.add(expected, measured)
             elif expected is not None:
                 parity.add(batch, expected, measured, spec.output_steps)
-        is_finite = all(np.isfinite(one).all() for one in measured if one.dtype.kind == "f")
-        if not is_finite and (of_fp32 is None or all(np.isfinite(one).all() for one in of_fp32)):
-            problem = problem or "an output holds NaN or Inf"
+        problem = problem or "; ".join(infinity_findings(measured, of_fp32, "fp32"))
     found: Parity | None = None
     if parity.batches and spec.graph is not None:
         found = parity.result(spec.graph)

@@ -18,7 +18,7 @@ from edgeq.core.results.measured import Agreement, DeviceRun, Emulation
 from edgeq.core.samples import Batch, Outputs, Sample
 from edgeq.core.schemes import FLOAT_SCHEMES
 from edgeq.core.targets import NPU
-from edgeq.verify.accumulate import GOLDEN_SAMPLES, batch_scores, chosen_metric
+from edgeq.verify.accumulate import GOLDEN_SAMPLES, batch_scores, chosen_metric, infinity_findings
 from edgeq.verify.emulate.runner import Launcher, TooSlow, Work, run_all, usable_cores
 from edgeq.verify.emulate.selftest import Machine, Npu
 from edgeq.verify.host import HostRuntime
@@ -275,11 +275,8 @@ def _mean(score: Metric | SetMetric | None, scores: list[Any]) -> float | None:
 
 def _findings(outputs: list[Outputs], hosts: list[Outputs]) -> Iterator[str]:
     """Name what is wrong whatever the limits, each once."""
-    count = max((len(made) for made in outputs), default=0)
-    for index in range(count):
-        arrays = [made[index] for made in outputs if index < len(made)]
-        if any(array.dtype.kind == "f" and not np.isfinite(array).all() for array in arrays):
-            yield f"output{index} holds NaN or Inf"
+    pairs = zip(outputs, hosts, strict=True)
+    yield from dict.fromkeys(found for made, host in pairs for found in infinity_findings(made, host, "the host"))
     for made, host in zip(outputs, hosts, strict=True):
         left, right = ([(array.dtype.name, array.shape) for array in side] for side in (host, made))
         if left != right:

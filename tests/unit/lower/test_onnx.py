@@ -346,3 +346,40 @@ def test_the_tables_of_a_file_are_what_gather_reads_rows_of(axis, share, tmp_pat
     work = file_work(path, (TensorSpec(name="x", dtype="int64", shape=sizes),))
     assert work.table_share == pytest.approx(share)
     assert work.linear_macs == (80 if axis == 0 else 400)
+
+
+def test_adaptive_pools_over_three_axes_are_those_of_pytorch(tmp_path):
+    cube = TensorSpec(name="x", dtype="float32", shape=(1, 2, 4, 8, 6), low=-1.0)
+    model = loaded(nn.AdaptiveAvgPool3d((2, 4, 1)), cube)
+    low = lowered(quantized(model, "onnx", "fp32", backend="ort"), (cube,), tmp_path, "onnx", backend="ort")
+    runner = RUNNERS["onnx"](low.path, "ort", 1, trusted=True)
+    runner.load()
+    x = torch.rand(cube.shape) * 2 - 1
+    np.testing.assert_allclose(runner.run((x.numpy(),))[0], model.model(x).numpy(), rtol=1e-5, atol=1e-6)
+
+
+class Distances(nn.Module):
+    """The distances of rows [2, 6, 8] from four fixed ones, by several norms."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(8, 8)
+        self.centers = nn.Parameter(torch.linspace(-1, 1, 32).reshape(4, 8))
+
+    def forward(self, x):
+        x = self.body(x)
+        return tuple(torch.cdist(x, self.centers, p) for p in (1.0, 2.0, 3.0, float("inf")))
+
+
+@pytest.mark.parametrize(("runtime", "backend"), [("onnx", "ort"), ("openvino", "openvino")])
+def test_distances_of_pairs_are_those_of_pytorch(runtime, backend, tmp_path):
+    rows = TensorSpec(name="x", dtype="float32", shape=(2, 6, 8), low=-1.0)
+    model = loaded(Distances(), rows)
+    low = lowered(quantized(model, runtime, "fp32", backend=backend), (rows,), tmp_path, runtime, backend=backend)
+    runner = RUNNERS[runtime](low.path, backend, 1, trusted=True)
+    runner.load()
+    x = torch.rand(rows.shape) * 2 - 1
+    with torch.no_grad():
+        expected = model.model(x)
+    for came, wanted in zip(runner.run((x.numpy(),)), expected, strict=True):
+        np.testing.assert_allclose(came, wanted.numpy(), rtol=1e-5, atol=1e-6)

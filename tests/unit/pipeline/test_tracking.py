@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import platform
 import shutil
@@ -85,7 +86,10 @@ def test_a_file_is_seen_however_it_is_opened(data: Path, name: str, look: Callab
     "look",
     [
         lambda: os.listdir(),  # noqa: PTH208
+        lambda: os.listdir(os.open(".", os.O_RDONLY)),  # noqa: PTH208
         lambda: list(os.scandir(".")),
+        lambda: list(os.scandir(os.open(".", os.O_RDONLY))),
+        lambda: list(importlib.import_module("posix").scandir()),
         lambda: list(Path().iterdir()),
         lambda: list(Path().glob("*")),
     ],
@@ -97,6 +101,68 @@ def test_a_folder_that_is_listed_is_seen_by_its_names(data: Path, look: Callable
     assert current_state(f"names:{data}") == before
     (data / "new.txt").touch()
     assert current_state(f"names:{data}") != before
+
+
+@pytest.mark.parametrize("module", ["os", "posix"])
+@pytest.mark.parametrize("folder", ["of a name", "of a descriptor"])
+@pytest.mark.parametrize(("question", "kind"), [("stat", "stat"), ("is_file", "kind"), ("is_dir", "kind")])
+def test_what_an_entry_of_a_folder_is_asked_is_seen(
+    data: Path, module: str, folder: str, question: str, kind: str
+) -> None:
+    (data / "inner").mkdir()
+    (data / "inner" / "one").touch()
+
+    def look() -> None:
+        inner = os.open("inner", os.O_RDONLY) if folder == "of a descriptor" else "inner"
+        for entry in importlib.import_module(module).scandir(inner):
+            getattr(entry, question)()
+
+    name = f"{kind}:{data / 'inner' / 'one'}"
+    before = opened(look)[name]
+    (data / "inner" / "one").unlink()
+    (data / "inner" / "one").mkdir()
+    assert current_state(name) != before
+
+
+@pytest.mark.parametrize(
+    ("is_read", "look"),
+    [
+        (True, lambda: sys.argv[1:]),
+        (True, lambda: list(sys.argv)),
+        (True, lambda: "--small" in sys.argv),
+        (True, lambda: sys.orig_argv[-1]),
+        (True, lambda: importlib.import_module("argparse").ArgumentParser().parse_known_args()),
+        (False, lambda: importlib.import_module("torch").zeros(1)),
+    ],
+)
+def test_the_command_line_counts_where_it_is_read(
+    data: Path, monkeypatch: pytest.MonkeyPatch, is_read: bool, look: Callable[[], object]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["edgeq", "--small"])
+    before = opened(look).get("arguments:all")
+    assert (before is not None) is is_read
+    assert type(sys.argv) is list
+    monkeypatch.setattr(sys, "argv", ["edgeq", "--large"])
+    assert not is_read or current_state("arguments:all") != before
+
+
+@pytest.mark.parametrize(
+    ("look", "why"),
+    [
+        (lambda: Path("/proc/self/cmdline").read_bytes(), "the code reads /proc/self/cmdline"),
+        (lambda: Path("/proc/self/environ").read_bytes(), "the code reads /proc/self/environ"),
+        (lambda: sys.stdin.readline(), "the code reads the standard input"),
+        (lambda: list(sys.stdin), "the code reads the standard input"),
+    ],
+)
+def test_what_nobody_can_ask_again_is_not_kept(
+    data: Path, monkeypatch: pytest.MonkeyPatch, look: Callable[[], object], why: str
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("small"))
+    with recording() as recorder:
+        look()
+        assert recorder.dependencies() is None
+    assert recorder.untracked == why
 
 
 def test_a_file_that_is_not_there_yet_is_seen(data: Path) -> None:

@@ -98,6 +98,23 @@ def test_bags_of_one_size_are_captured_as_lookups(mode, padding):
         assert torch.allclose(program.module()(drawn), bag(drawn), atol=1e-6)
 
 
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+@pytest.mark.parametrize("padding", [None, 3])
+@pytest.mark.parametrize("is_decomposed", [False, True])
+def test_bags_of_an_exported_program_are_captured_as_lookups(mode, padding, is_decomposed):
+    torch.manual_seed(0)
+    bag = nn.EmbeddingBag(11, 4, mode=mode, padding_idx=padding)
+    ids = TensorSpec(name="ids", dtype="int64", shape=(2, 9), high=10.0)
+    given = torch.export.export(bag, (torch.zeros(ids.shape, dtype=torch.int64),))
+    given = given.run_decompositions() if is_decomposed else given
+    program = capture(dataclasses.replace(loaded(bag, ids), kind="exported", model=given))
+    names = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert any("embedding_bag" in name for name in names) == (mode == "max" and padding is not None)
+    drawn = torch.tensor([[3, 3, 3, 3, 3, 3, 3, 3, 3], [0, 10, 3, 4, 4, 9, 3, 1, 2]])
+    with torch.no_grad():
+        assert torch.allclose(program.module()(drawn), bag(drawn), atol=1e-6)
+
+
 class LastIsPadding(nn.Module):
     """A padding index that counts from the end of the table, as a functional call may have it."""
 

@@ -351,3 +351,15 @@ def test_the_tables_of_lookups_are_modules_that_schemes_store():
     assert sorted(tables) == ["tied_embedding_2", "twice"]
     tokens = torch.tensor([[1, 8, 5]])
     assert torch.equal(graph(tokens), module(tokens))
+
+
+def test_bags_of_embeddings_become_layers_whose_tables_can_be_stored():
+    torch.manual_seed(0)
+    bag = nn.Sequential(nn.EmbeddingBag(50, 8, mode="mean"), nn.Linear(8, 4)).eval()
+    ids = TensorSpec(name="ids", dtype="int64", shape=(2, 6), high=49.0)
+    drawn = torch.randint(0, 50, ids.shape)
+    program = torch.export.export(bag, (drawn,))
+    graph = exported_graph(program.module(), (ids,))
+    assert [type(part).__name__ for part in graph.modules() if isinstance(part, nn.Embedding)] == ["Embedding"]
+    with torch.no_grad():
+        assert torch.allclose(graph(drawn), bag(drawn), atol=1e-6)

@@ -416,3 +416,43 @@ def test_steps_of_one_sequence_depend_on_each_other():
     drawn = metric_drop_pp(mean, *rows, list(range(1000)), sequences)
     alone = metric_drop_pp(mean, *rows, list(range(1000)))
     assert drawn.high - drawn.low > 4 * (alone.high - alone.low)
+
+
+def test_an_infinity_that_both_have_is_equal_and_adds_nothing():
+    left = np.float32([[1, -np.inf, 3], [-np.inf, 2, np.inf]])
+    right = np.float32([[1, -np.inf, 3.3], [-np.inf, 2, np.inf]])
+    sums = Comparison(by_channel=True)
+    sums.add((left,), (right,), (0.1,))
+    assert sums.sqnr_db == pytest.approx(10 * math.log10(14 / 0.09), rel=1e-4)
+    assert (sums.max_steps, sums.top1_agreement) == (pytest.approx(3, rel=1e-5), 1)
+    same = Comparison(by_channel=True)
+    same.add((left,), (left.copy(),))
+    assert same.sqnr_db == math.inf
+
+
+@pytest.mark.parametrize("other", [math.inf, math.nan, 1e30])
+def test_an_infinity_of_one_side_is_no_match(other):
+    sums = Comparison()
+    sums.add((np.float32([[1, -np.inf]]),), (np.float32([[1, other]]),), (0.1,))
+    assert math.isnan(sums.sqnr_db)
+    assert not sums.max_steps <= 1
+    assert sums.top1_agreement == 0
+
+
+def test_channels_are_judged_by_what_is_finite():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(64, 4)).astype(np.float32)
+    x[rng.uniform(size=x.shape) < 0.3] = -np.inf
+    dead = x.copy()
+    dead[np.isfinite(x[:, 2]), 2] = 0.25
+    found = {}
+    for name, measured in (("same", x), ("dead", dead)):
+        sums = Comparison(by_channel=True)
+        for rows in range(0, 64, 8):
+            sums.add((x[rows : rows + 8],), (measured[rows : rows + 8],))
+        found[name] = {group.channels[0]: group for group in sums.groups() if group.count == 1}
+    assert not any(group.constant for group in found["same"].values())
+    assert [group.constant for channel, group in sorted(found["dead"].items())] == [False, False, True, False]
+    kept = x[np.isfinite(x[:, 2]), 2].astype(np.float64)
+    expected = 10 * math.log10(kept.var(ddof=1) * (len(kept) - 1) / ((kept - 0.25) ** 2).sum())
+    assert found["dead"][2].change_sqnr_db == pytest.approx(expected, abs=0.1)

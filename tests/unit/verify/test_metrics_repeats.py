@@ -141,3 +141,60 @@ def test_padding_is_no_sample():
     repeats = Repeats()
     assert repeats.add(Batch(inputs=(x,), samples=(sample(x[0]), sample(x[1]))), (logits(x),)) == range(2)
     assert len(repeats.keys()) == 2
+
+
+def images(count, shape=(3, 16, 16), seed=0):
+    """Return smooth random pictures, uint8 [count, channels, H, W], all different."""
+    coarse = np.random.default_rng(seed).uniform(0, 255, (count, shape[0], shape[1] // 4, shape[2] // 4))
+    return coarse.repeat(4, axis=2).repeat(4, axis=3).astype(np.uint8)
+
+
+def one_step(x, share, seed=1):
+    rng = np.random.default_rng(seed)
+    moved = x + rng.choice([-1, 1], x.shape) * (rng.uniform(size=x.shape) < share)
+    return np.clip(moved, 0, 255).astype(np.uint8)
+
+
+def scores_of(x):
+    return logits(x.astype(np.float64) / 255)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 1.0])
+@pytest.mark.parametrize("count", [1, 20])
+def test_an_image_one_step_off_is_a_copy(share, count):
+    x = np.concatenate([one_step(images(count), share, seed) for seed in range(6)])
+    assert distinct([x], [scores_of(x)]) == count
+
+
+def test_an_image_with_another_detail_or_another_answer_is_no_copy():
+    x = np.concatenate([images(1)] * 2)
+    x[1, :, 4:7, 4:7] ^= 0x40
+    assert distinct([x], [np.ones((2, 2), np.float32)]) == 2
+    near = np.concatenate([images(1), one_step(images(1), 1.0)])
+    assert distinct([near], [np.float32([[1, 0], [0, 1]])]) == 2
+
+
+@few
+@given(seed=st.integers(0, 99), kind=st.sampled_from(["sensor", "table", "quiet", "classes", "pictures"]))
+def test_honest_8_bit_samples_with_saturated_scores_are_distinct(seed, kind):
+    rng = np.random.default_rng(seed)
+    x = {
+        "sensor": lambda: rng.integers(100, 104, (200, 32, 6)),
+        "table": lambda: rng.permutation(2**16)[:200, None] >> np.arange(0, 16, 8) & 255,
+        "quiet": lambda: 50 * np.arange(6) + (rng.uniform(size=(200, 32, 6)) < 0.05),
+        "classes": lambda: rng.integers(0, 5, (200, 1, 16, 16)),
+        "pictures": lambda: images(200, seed=seed),
+    }[kind]().astype(np.uint8)
+    assert distinct([x], [np.tile(np.float32([0, 1]), (200, 1))]) == 200
+
+
+def test_ids_behind_the_end_of_a_mask_do_not_count():
+    tokens = np.int64([[5, 6, 0, 0], [5, 6, 0, 9], [5, 6, 7, 0]]).repeat(2, axis=0)
+    mask = np.int64([[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0]]).repeat(2, axis=0)
+    same = np.ones((6, 2), np.float32)
+    assert distinct([tokens, mask], [same]) == 2
+    assert distinct([tokens], [same]) == 3
+    # token types begin with 0, and every token counts
+    assert distinct([tokens, 1 - mask], [same]) == 3
+    seen = same + np.float32([0, 0, 1, 1, 0, 0])[:, None]
+    assert distinct([tokens, mask], [seen]) == 3

@@ -67,6 +67,18 @@ class SelfTestTest {
         assertTrue(!broken.passed)
     }
 
+    @Test
+    fun `an infinity that both have is equal, and any other is not`() {
+        val masked = column(floatArrayOf(1f, Float.NEGATIVE_INFINITY, 3f))
+        val report = tested(listOf(masked), listOf(masked), 20.0)
+        assertTrue(report.passed) { "$report" }
+        assertEquals(Double.POSITIVE_INFINITY, report.sqnrDb)
+        for (other in listOf(Float.POSITIVE_INFINITY, Float.NaN, -1e4f)) {
+            val broken = tested(listOf(masked), listOf(column(floatArrayOf(1f, other, 3f))), 20.0)
+            assertEquals("output 0 holds NaN or infinity", broken.failure)
+        }
+    }
+
     /** Adds its input to the state, with a scale of its own. */
     private class Adding(private val scale: Float) : LoadedModel {
         override fun run(inputs: List<Tensor>): List<Tensor> {

@@ -80,6 +80,7 @@ def _written(
     del proto.graph.value_info[:]
     try:
         model = library.Core().read_model(proto.SerializeToString(deterministic=True), b"")
+        _keep_unread_inputs(model, spec.inputs)
         if any(item.varying for item in spec.inputs):  # within bounds: others are refused, and memory is bounded
             model.reshape({item.name: _partial_shape(item) for item in spec.inputs})
         apply_moc_transformations(model, cf=False)
@@ -119,6 +120,24 @@ def _written(
         stored=_elements(model),
         companions=(("weights", path.with_suffix(".bin")),),
     )
+
+
+def _keep_unread_inputs(model: Any, specs: Sequence[TensorSpec]) -> None:
+    """Give a model the inputs that nothing reads, in their places: OpenVINO's reader (2026.4) drops them."""
+    from openvino import opset13
+
+    read = {name: op for op in model.get_parameters() for name in op.output(0).get_names()}
+    if all(spec.name in read for spec in specs):
+        return
+    for op in set(read.values()):
+        model.remove_parameter(op)
+    ordered = []
+    for spec in specs:
+        op = read.get(spec.name) or opset13.parameter(_partial_shape(spec), np.dtype(spec.dtype), spec.name)
+        op.output(0).get_tensor().set_names({*op.output(0).get_names(), spec.name})
+        ordered.append(op)
+    model.add_parameters(ordered)
+    model.validate_nodes_and_infer_types()
 
 
 def _read_half_spectra(proto: Any) -> None:

@@ -300,6 +300,26 @@ def test_half_spectra_become_signals_again_along_the_axis_that_is_meant(tmp_path
         np.testing.assert_allclose(came, expected.numpy(), atol=1e-5)
 
 
+class Unread(nn.Module):
+    """Reads the second of its three inputs only."""
+
+    def forward(self, lengths, x, mask):
+        return x * 2
+
+
+def test_inputs_that_nothing_reads_stay_in_their_places(tmp_path):
+    specs = (
+        TensorSpec(name="lengths", dtype="int64", shape=(1,), high=6.0),
+        TensorSpec(name="x", dtype="float32", shape=(1, 3)),
+        TensorSpec(name="mask", dtype="bool", shape=(1, 6)),
+    )
+    graph = quantized(loaded(Unread, *specs), "openvino", "fp32", backend="openvino")
+    runner, said = opened(lowered(graph, specs, tmp_path, "openvino", backend="openvino"))
+    assert said["names"] == ["lengths", "x", "mask"]
+    x = np.ones((1, 3), np.float32)
+    np.testing.assert_array_equal(runner.run((np.array([6]), x, np.ones((1, 6), bool)))[0], 2 * x)
+
+
 class Determinant(nn.Module):
     def forward(self, x):
         return torch.linalg.det(x)

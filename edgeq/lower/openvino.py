@@ -92,6 +92,7 @@ def _written(
         what = f"OpenVINO cannot read the ONNX graph: {' '.join(dict.fromkeys((lines[0], lines[-1])))}"
         raise UnsupportedError(what, "replace the operator named in this error, or use another target") from err
     _part_rounded_products(model)
+    _part_square_attention(model)
     named = _named(model, layers)
     if scheme in _STORED:
         narrower = _store(model, named, *_STORED[scheme])
@@ -190,6 +191,35 @@ def _part_rounded_products(model: Any) -> None:
         rounded = opset13.squeeze(rounding, front)
         for reader in readers:
             reader.replace_source_output(rounded.output(0))
+    model.validate_nodes_and_infer_types()
+
+
+def _part_square_attention(model: Any) -> None:
+    """Exchange heads and tokens behind an attention with a third axis in front, where there are as many of both.
+
+    OpenVINO (2026.4.1) makes one kernel of the two products, the softmax and the exchange. It takes [batch, heads,
+    tokens, width] for exchanged already where the shape is the same after it, and gives wrong numbers.
+    """
+    from openvino import opset13
+
+    front = opset13.constant(np.array(0, np.int64))
+    for op in model.get_ordered_ops():
+        if op.get_type_name() != "Transpose" or op.input_value(0).get_node().get_type_name() != "MatMul":
+            continue
+        order, shape = op.input_value(1).get_node(), op.get_input_partial_shape(0)
+        if (
+            order.get_type_name() != "Constant"
+            or order.data.tolist() != [0, 2, 1, 3]
+            or shape[1].is_dynamic
+            or shape[1] != shape[2]
+        ):
+            continue
+        readers = op.output(0).get_target_inputs()
+        exchanged = opset13.transpose(opset13.unsqueeze(op.input_value(0), front), np.array([0, 1, 3, 2, 4], np.int64))
+        result = opset13.squeeze(exchanged, front).output(0)
+        result.get_tensor().set_names(op.output(0).get_names())
+        for reader in readers:
+            reader.replace_source_output(result)
     model.validate_nodes_and_infer_types()
 
 

@@ -194,6 +194,9 @@ def _part_rounded_products(model: Any) -> None:
     model.validate_nodes_and_infer_types()
 
 
+_ATTENTION = frozenset({"MatMul", "ScaledDotProductAttention"})  # what an attention ends with
+
+
 def _part_square_attention(model: Any) -> None:
     """Exchange heads and tokens behind an attention with a third axis in front, where there are as many of both.
 
@@ -204,15 +207,13 @@ def _part_square_attention(model: Any) -> None:
 
     front = opset13.constant(np.array(0, np.int64))
     for op in model.get_ordered_ops():
-        if op.get_type_name() != "Transpose" or op.input_value(0).get_node().get_type_name() != "MatMul":
+        sources = [value.get_node() for value in op.input_values()]
+        if op.get_type_name() != "Transpose" or sources[0].get_type_name() not in _ATTENTION:
             continue
-        order, shape = op.input_value(1).get_node(), op.get_input_partial_shape(0)
-        if (
-            order.get_type_name() != "Constant"
-            or order.data.tolist() != [0, 2, 1, 3]
-            or shape[1].is_dynamic
-            or shape[1] != shape[2]
-        ):
+        order, shape = sources[1], op.get_input_partial_shape(0)
+        if order.get_type_name() != "Constant" or order.data.tolist() != [0, 2, 1, 3]:
+            continue
+        if shape[1].is_dynamic or shape[1] != shape[2]:
             continue
         readers = op.output(0).get_target_inputs()
         exchanged = opset13.transpose(opset13.unsqueeze(op.input_value(0), front), np.array([0, 1, 3, 2, 4], np.int64))

@@ -303,7 +303,7 @@ def test_half_spectra_become_signals_again_along_the_axis_that_is_meant(tmp_path
 class Unread(nn.Module):
     """Reads the second of its three inputs only."""
 
-    def forward(self, lengths, x, mask):
+    def forward(self, lengths, x, mask):  # noqa: ARG002
         return x * 2
 
 

@@ -55,7 +55,7 @@ class Call:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """Return what the user is told of the inputs whose value is a constant of every artifact."""
+        """Return a line for the user on each input whose value is a constant of every artifact."""
         return tuple(
             f"input {self.specs[i].name!r} takes {self.specs[i].only} only, and Python reads it{where}: the artifact is"
             " for that value, and ignores the input"

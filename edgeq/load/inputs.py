@@ -415,6 +415,8 @@ def _raised(specs: Sequence[TensorSpec], run: Callable[[tuple[NDArray[Any], ...]
             value = (refused + taken) // 2
             refused, taken = (refused, value) if takes({i: value}) else (value, taken)
         found[i] = replace(found[i], low=float(taken))
+        if found[i].only is not None and takes({i: taken + 1}):  # the example's was the least, and not the only one
+            found[i] = replace(found[i], high=float(taken + 1))
     return tuple(found)
 
 

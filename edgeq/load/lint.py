@@ -96,7 +96,7 @@ class LintSpec:
         if spec.dtype.startswith("float"):
             preprocess = self.preprocess
             return preprocess.value_range if preprocess and takes_preprocessed(spec, self.specs) else None
-        return (spec.low, spec.high) if self.declared else None
+        return (spec.low, spec.high) if self.declared or spec.only is not None else None
 
 
 def lint(

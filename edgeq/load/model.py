@@ -116,6 +116,7 @@ def load_model(
     call = _call(source, inputs, examples, module)
     sha256 = _state_sha256(module)
     call = with_bounds(module, call)
+    remarks += call.remarks
     _use_linear_layers(module)
     module, output_names = adapted(module, call, seed)
     return LoadedModel(

@@ -44,12 +44,23 @@ class Call:
         specs: the input tensors, in order.
         args, kwargs: the arguments of forward, with a `_Slot` for each tensor.
         is_plain: whether forward takes the tensors by position already.
+        read: the inputs that have one value, by their index, where Python reads it in forward: the line that does.
     """
 
     specs: tuple[TensorSpec, ...]
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     is_plain: bool = True
+    read: Mapping[int, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Return a line for the user on each input whose value is a constant of every artifact."""
+        return tuple(
+            f"input {self.specs[i].name!r} takes {self.specs[i].only} only, and Python reads it{where}: the artifact is"
+            " for that value, and ignores the input"
+            for i, where in self.read.items()
+        )
 
 
 def call_with_examples(module: Any, examples: Any, source: str) -> Call:
@@ -256,16 +267,57 @@ def _output_names(paths: Sequence[tuple[Any, ...]], taken: Sequence[str]) -> tup
 def with_bounds(module: Any, call: Call) -> Call:
     """Return how a forward is called, with the whole numbers that it takes at each place (`inputs.bounded`)."""
     _set_transformers(module)
-    return dataclasses.replace(call, specs=bounded(call.specs, lambda arrays: _run(module, call, arrays)))
+    specs = bounded(call.specs, lambda arrays: _run(module, call, arrays))
+    single = [index for index, spec in enumerate(specs) if spec.only is not None]
+    call = dataclasses.replace(call, specs=specs)
+    return dataclasses.replace(call, read=_read_in_python(module, call, single)) if single else call
 
 
 def _run(module: Any, call: Call, arrays: tuple[NDArray[Any], ...]) -> Any:
     """Call forward with an array for each input tensor."""
     import torch
 
-    given = tuple(torch.from_numpy(array) for array in arrays)
+    return _called(module, call, tuple(torch.from_numpy(array) for array in arrays))
+
+
+def _called(module: Any, call: Call, given: tuple[Any, ...]) -> Any:
+    """Call forward with a tensor for each input."""
+    import torch
+
     with torch.no_grad():
         return module(*given) if call.is_plain else module(*_fill(call.args, given), **_fill(call.kwargs, given))
+
+
+def _read_in_python(module: Any, call: Call, single: Sequence[int]) -> dict[int, str]:
+    """Return which of the inputs `single` decide what Python reads in forward, such as `int(lengths.max())`, with the
+    line of the first place that reads one; that of a library where none is the user's own.
+    """
+    import torch
+    from torch.overrides import TorchFunctionMode
+    from torch.utils.weak import WeakTensorKeyDictionary
+
+    leaves = torch.utils._pytree.arg_tree_leaves
+    given = tuple(map(torch.from_numpy, random_inputs(call.specs, 1, 0, None).read(0).inputs))
+    sources = WeakTensorKeyDictionary({given[index]: frozenset([index]) for index in single})
+    found: dict[int, str] = {}
+
+    class Watch(TorchFunctionMode):  # type: ignore[misc]  # torch is not followed by mypy
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            tensors = [leaf for leaf in leaves(*args, **(kwargs or {})) if torch.is_tensor(leaf)]
+            of_inputs = frozenset().union(*(sources.get(one, ()) for one in tensors))
+            if getattr(func, "__name__", "") in _READS:
+                found.update((index, calling_line(torch.__path__[0])) for index in of_inputs if index not in found)
+            result = func(*args, **(kwargs or {}))
+            if of_inputs:
+                sources.update((leaf, of_inputs) for leaf in leaves(result) if torch.is_tensor(leaf))
+            return result
+
+    with contextlib.suppress(Exception), Watch():  # running it on its inputs is a step of its own, with the message
+        _called(module, call, given)
+    return found
+
+
+_READS = frozenset({"__bool__", "__int__", "__float__", "__index__", "item", "tolist"})
 
 
 def adapted(module: Any, call: Call, seed: int) -> tuple[Any, tuple[str, ...]]:
@@ -286,7 +338,7 @@ def adapted(module: Any, call: Call, seed: int) -> tuple[Any, tuple[str, ...]]:
     try:
         result = _run(module, call, arrays)
     except Exception:  # anything: running it on its inputs is a step of its own, which has the message
-        return (module if call.is_plain else _with_forward(module, call, None)), ()
+        return (module if call.is_plain and not call.read else _with_forward(module, call, None)), ()
     found = [*_leaves(result)]
     other = next((pair for pair in found if not isinstance(pair[1], torch.Tensor)), None)
     if other is not None:
@@ -301,7 +353,7 @@ def adapted(module: Any, call: Call, seed: int) -> tuple[Any, tuple[str, ...]]:
         raise UnsupportedError(what, "return torch.view_as_real(x), whose last dimension is of size 2")
     paths = tuple(path for path, _ in found)
     names = _output_names(paths, [spec.name for spec in call.specs])
-    if call.is_plain and _kind(result):
+    if call.is_plain and not call.read and _kind(result):
         return module, names
     return _with_forward(module, call, paths), names
 
@@ -363,7 +415,12 @@ def _with_forward(module: Any, call: Call, paths: tuple[tuple[Any, ...], ...] | 
         outer.model = module
         module, kind = outer.eval(), type("Adapted", (torch.nn.Module,), {"forward": _inner})
 
+    constants = {index: (call.specs[index].only, getattr(torch, call.specs[index].dtype)) for index in call.read}
+
     def run(self: Any, given: tuple[Any, ...]) -> Any:
+        # made here, and not once before: captures know the value of a tensor of one element that forward makes
+        held = {i: torch.tensor([value], dtype=dtype) for i, (value, dtype) in constants.items()}
+        given = tuple(held[i].reshape(call.specs[i].shape) if i in held else one for i, one in enumerate(given))
         args, kwargs = (given, {}) if call.is_plain else (_fill(call.args, given), _fill(call.kwargs, given))
         result = kind.forward(self, *args, **kwargs)
         if paths is None:

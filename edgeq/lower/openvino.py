@@ -80,6 +80,7 @@ def _written(
     del proto.graph.value_info[:]
     try:
         model = library.Core().read_model(proto.SerializeToString(deterministic=True), b"")
+        _keep_unread_inputs(model, spec.inputs)
         if any(item.varying for item in spec.inputs):  # within bounds: others are refused, and memory is bounded
             model.reshape({item.name: _partial_shape(item) for item in spec.inputs})
         apply_moc_transformations(model, cf=False)
@@ -91,6 +92,7 @@ def _written(
         what = f"OpenVINO cannot read the ONNX graph: {' '.join(dict.fromkeys((lines[0], lines[-1])))}"
         raise UnsupportedError(what, "replace the operator named in this error, or use another target") from err
     _part_rounded_products(model)
+    _part_square_attention(model)
     named = _named(model, layers)
     if scheme in _STORED:
         narrower = _store(model, named, *_STORED[scheme])
@@ -119,6 +121,24 @@ def _written(
         stored=_elements(model),
         companions=(("weights", path.with_suffix(".bin")),),
     )
+
+
+def _keep_unread_inputs(model: Any, specs: Sequence[TensorSpec]) -> None:
+    """Give a model the inputs that nothing reads, in their places: OpenVINO's reader (2026.4) drops them."""
+    from openvino import opset13
+
+    read = {name: op for op in model.get_parameters() for name in op.output(0).get_names()}
+    if all(spec.name in read for spec in specs):
+        return
+    for op in set(read.values()):
+        model.remove_parameter(op)
+    ordered = []
+    for spec in specs:
+        op = read.get(spec.name) or opset13.parameter(_partial_shape(spec), np.dtype(spec.dtype), spec.name)
+        op.output(0).get_tensor().set_names({*op.output(0).get_names(), spec.name})
+        ordered.append(op)
+    model.add_parameters(ordered)
+    model.validate_nodes_and_infer_types()
 
 
 def _read_half_spectra(proto: Any) -> None:
@@ -171,6 +191,36 @@ def _part_rounded_products(model: Any) -> None:
         rounded = opset13.squeeze(rounding, front)
         for reader in readers:
             reader.replace_source_output(rounded.output(0))
+    model.validate_nodes_and_infer_types()
+
+
+_ATTENTION = frozenset({"MatMul", "ScaledDotProductAttention"})  # what an attention ends with
+
+
+def _part_square_attention(model: Any) -> None:
+    """Exchange heads and tokens behind an attention with a third axis in front, where there are as many of both.
+
+    OpenVINO (2026.4.1) makes one kernel of the two products, the softmax and the exchange. It takes [batch, heads,
+    tokens, width] for exchanged already where the shape is the same after it, and gives wrong numbers.
+    """
+    from openvino import opset13
+
+    front = opset13.constant(np.array(0, np.int64))
+    for op in model.get_ordered_ops():
+        sources = [value.get_node() for value in op.input_values()]
+        if op.get_type_name() != "Transpose" or sources[0].get_type_name() not in _ATTENTION:
+            continue
+        order, shape = sources[1], op.get_input_partial_shape(0)
+        if order.get_type_name() != "Constant" or order.data.tolist() != [0, 2, 1, 3]:
+            continue
+        if shape[1].is_dynamic or shape[1] != shape[2]:
+            continue
+        readers = op.output(0).get_target_inputs()
+        exchanged = opset13.transpose(opset13.unsqueeze(op.input_value(0), front), np.array([0, 1, 3, 2, 4], np.int64))
+        result = opset13.squeeze(exchanged, front).output(0)
+        result.get_tensor().set_names(op.output(0).get_names())
+        for reader in readers:
+            reader.replace_source_output(result)
     model.validate_nodes_and_infer_types()
 
 

@@ -47,7 +47,7 @@ from edgeq.quantize.qparams import settle
 from edgeq.quantize.result import float_model, quantized_model
 from edgeq.quantize.reuse import Converted, convert_reusing
 from edgeq.quantize.shared_ranges import has_joins, unshare
-from edgeq.quantize.spec import CLAMPING, UNSIGNED, QuantizeSpec, matched_names
+from edgeq.quantize.spec import CLAMPING, UNSIGNED, QuantizeSpec, inside, matched_names
 from edgeq.quantize.weight_only import store_lookups
 
 _LAYERS = frozenset(f"{kind}{rank}d" for kind in ("conv", "conv_transpose") for rank in (1, 2, 3)) | {
@@ -424,7 +424,8 @@ def _left_in_float(graph: Any, spec: QuantizeSpec) -> Callable[[Any], bool] | No
     names = _kept_names(graph, spec)
     if not names:
         return None
-    return lambda node: any(_stack_name(entry) in names for entry in node.meta.get("nn_module_stack", {}).values())
+    # a ModuleList is in no stack: nothing calls it
+    return lambda node: any(inside(_stack_name(one), names) for one in node.meta.get("nn_module_stack", {}).values())
 
 
 def _kept_names(graph: Any, spec: QuantizeSpec) -> frozenset[str]:

@@ -244,6 +244,15 @@ class TensorSpec:
     varying: tuple[VaryingSize, ...] = ()
     fed_from: int | None = None
 
+    @property
+    def only(self) -> int | None:
+        """The one value that an input of a single whole number takes; None where it may take others.
+
+        A range that comes from an example begins at 0 or below, unless the model refused what is lower.
+        """
+        is_single = math.prod(self.shape) == 1 and not self.varying and not self.dtype.startswith(("float", "bool"))
+        return int(self.low) if is_single and self.low == self.high > 0 else None
+
     def takes(self, shape: tuple[int, ...], *, without: int | None = None) -> bool:
         """Whether an array of this shape fits, or fits but for the axis `without`, which it does not have."""
         axes = [axis for axis in range(len(self.shape)) if axis != without]

@@ -134,6 +134,13 @@ def test_tokens_are_held_to_a_declared_range_only(in_memory):
     assert "pixels" in message or "with 0.." in message
 
 
+def test_an_input_of_one_value_is_held_to_it_without_a_declared_range(in_memory):
+    length = TensorSpec(name="lengths", dtype="int64", shape=(1,), low=48.0, high=48.0)
+    assert "out-of-range" not in found(in_memory([np.array(48)] * 3), specs=[length])
+    message = found(in_memory([np.array(30), np.array(48)]), specs=[length])["out-of-range"]
+    assert message.startswith("1 of 2 calibration samples exceed the range 48..48 of input 'lengths': 30..30")
+
+
 def test_missing_classes_by_index(in_memory, images):
     calibration = in_memory(images(20), [i % 3 for i in range(20)])
     evaluation = in_memory(images(20, first=30), [i % 5 for i in range(20)])

@@ -12,7 +12,7 @@ from torch import nn
 
 from edgeq.core.errors import UnsupportedError, UsageError
 from edgeq.load.inputs import parse_input
-from edgeq.load.structure import adapted, call_with_examples, call_with_specs, sized_by_data
+from edgeq.load.structure import adapted, call_with_examples, call_with_specs, sized_by_data, with_bounds
 
 X, H, C = torch.rand(2, 3), torch.rand(1, 4), torch.rand(1, 5)
 
@@ -255,3 +255,45 @@ def test_a_library_is_named_where_no_line_is_the_users_own():
     place = sized_by_data(detector.eval(), [parse_input("1x3x64x64", 0)])
     assert "torchvision/models/detection/ssd.py:" in place
     assert place.endswith(" in SSD.postprocess_detections")
+
+
+class Masked(nn.Module):
+    """Hides what is behind a length, as torchaudio's Conformer does: of one sequence it takes the whole length only."""
+
+    def forward(self, x, lengths):
+        steps = torch.arange(int(lengths.max()))
+        hidden = steps.expand(len(lengths), len(steps)) >= lengths.unsqueeze(1)
+        return x.masked_fill(hidden.unsqueeze(-1), 0.0).cumsum(1), lengths
+
+
+def test_a_length_of_one_value_that_python_reads_is_a_constant_of_every_capture():
+    x, lengths = torch.rand(1, 6, 3), torch.tensor([6])
+    call = with_bounds(Masked(), call_with_examples(Masked(), (x, lengths), "net.py:model"))
+    assert call.specs[1].only == 6
+    (remark,) = call.remarks
+    assert remark.startswith(f"input 'lengths' takes 6 only, and Python reads it at {__file__}:")
+    flat, _ = adapted(Masked(), call, 0)
+    for captured in (
+        torch.export.export(flat, (x, lengths)).module(),
+        torch.jit.trace(flat, (x, lengths)),
+        torch.fx.symbolic_trace(flat),
+    ):
+        found = captured(x, lengths)
+        assert torch.equal(found[0], x.cumsum(1))
+        assert found[1].tolist() == [6]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "forward"),
+    [
+        (torch.tensor([6, 6]), lambda x, lengths: x[:, : int(lengths.max())] + torch.zeros(1, 6, 3)),  # or [6, 4]
+        (torch.tensor([6]), lambda x, lengths: x[:, : int(lengths.max())] + torch.zeros(1, 6, 3)),  # or 7
+        (torch.tensor([6]), lambda x, lengths: x[:, : int(lengths.max())]),
+        (torch.tensor([6]), lambda x, lengths: x + torch.zeros(6)[lengths - 1]),  # no value is read
+    ],
+)
+def test_other_lengths_stay_inputs(lengths, forward):
+    module = made(forward, lambda self, x, lengths: self.function(x, lengths))
+    call = with_bounds(module, call_with_examples(module, (torch.rand(1, 6, 3), lengths), "net.py:model"))
+    assert call.remarks == ()
+    assert adapted(module, call, 0)[0] is module

@@ -300,6 +300,26 @@ def test_half_spectra_become_signals_again_along_the_axis_that_is_meant(tmp_path
         np.testing.assert_allclose(came, expected.numpy(), atol=1e-5)
 
 
+class Unread(nn.Module):
+    """Reads the second of its three inputs only."""
+
+    def forward(self, lengths, x, mask):  # noqa: ARG002
+        return x * 2
+
+
+def test_inputs_that_nothing_reads_stay_in_their_places(tmp_path):
+    specs = (
+        TensorSpec(name="lengths", dtype="int64", shape=(1,), high=6.0),
+        TensorSpec(name="x", dtype="float32", shape=(1, 3)),
+        TensorSpec(name="mask", dtype="bool", shape=(1, 6)),
+    )
+    graph = quantized(loaded(Unread, *specs), "openvino", "fp32", backend="openvino")
+    runner, said = opened(lowered(graph, specs, tmp_path, "openvino", backend="openvino"))
+    assert said["names"] == ["lengths", "x", "mask"]
+    x = np.ones((1, 3), np.float32)
+    np.testing.assert_array_equal(runner.run((np.array([6]), x, np.ones((1, 6), bool)))[0], 2 * x)
+
+
 class Determinant(nn.Module):
     def forward(self, x):
         return torch.linalg.det(x)
@@ -341,3 +361,26 @@ def test_products_that_follow_one_another_are_right_on_any_number_of_threads(row
             assert np.abs(came - expected).max() <= graph.output_steps[0] * 1.001
         found = kernel_share("openvino", runner.profile(drawn[0].inputs, tmp_path), low.layers)
         assert (found.int8_macs, found.why_unmatched) == (1.0, "")
+
+
+class Heads(nn.Module):
+    """Attention of four heads over the rows of x [1, tokens, 32]."""
+
+    def __init__(self):
+        super().__init__()
+        self.split, self.join = nn.Linear(32, 96), nn.Linear(32, 5)
+
+    def forward(self, x):
+        query, key, value = self.split(x).reshape(1, -1, 3, 4, 8).permute(2, 0, 3, 1, 4).unbind()
+        seen = nn.functional.scaled_dot_product_attention(query, key, value)
+        return self.join(seen.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("tokens", [4, 6])
+def test_attention_of_as_many_heads_as_tokens_is_right(tokens, tmp_path):
+    spec = TensorSpec(name="x", dtype="float32", shape=(1, tokens, 32), low=-2.0, high=2.0)
+    model = loaded(Heads, spec)
+    graph = quantized(model, "openvino", "fp32", backend="openvino")
+    runner, _ = opened(lowered(graph, (spec,), tmp_path, "openvino", backend="openvino"))
+    x = torch.rand(spec.shape) * 4 - 2
+    np.testing.assert_allclose(runner.run((x.numpy(),))[0], model.model(x).detach().numpy(), atol=1e-5)

@@ -219,3 +219,20 @@ def test_patterns_with_norms_are_exported_where_norms_are_left(monkeypatch, make
     assert len(made) == exports
     assert prepared.code == prepare_pt2e(program.module(), quantizer).code
     assert len(made) == exports + 12  # the annotators are the quantizer's own again
+
+
+class Branches(nn.Module):
+    """Convolutions in a list, which is itself never called."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3)
+        self.heads = nn.ModuleList(nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU()) for _ in range(2))
+
+    def forward(self, x):
+        return torch.cat([head(self.stem(x)) for head in self.heads], 1)
+
+
+def test_a_list_of_modules_is_kept_in_float_by_its_name():
+    result = quantized(loaded(Branches), "onnx", backend="ort", keep=["heads"])
+    assert result.kept_fp32 == ("heads.0.0", "heads.1.0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import math
 import re
 from collections import Counter
@@ -16,6 +17,7 @@ from edgeq.core.ort_format import required_operators
 from edgeq.core.results.model import Layer, LoweredModel, ModelWork, Operator, QuantizedModel, TensorSpec
 from edgeq.core.samples import varying_sizes
 from edgeq.core.system import quiet
+from edgeq.lower.int4 import INT4_OP, file_int4, put_int4
 from edgeq.lower.layers import MODULE_KEY, conv_macs, matmul_macs
 from edgeq.lower.lift import exported_again
 from edgeq.lower.onnx_speedups import speedups
@@ -42,7 +44,15 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
         layers = traced_layers(proto, spec)
         # runtimes infer the shapes between layers; ONNX Runtime's quantizer stumbles over stated ones
         del proto.graph.value_info[:]
-        return _written(proto, spec, layers, ("torch.onnx.export", "optimize", "check_model", "infer_shapes"))
+        if quantized.grouped:
+            put_int4(proto, quantized.grouped)
+            stored = {node.name for node in proto.graph.node if node.op_type == INT4_OP}
+            layers = tuple(
+                dataclasses.replace(layer, weight_bytes=layer.weight_bytes // 8) if layer.name in stored else layer
+                for layer in layers
+            )
+        made = _written(proto, spec, layers, ("torch.onnx.export", "optimize", "check_model", "infer_shapes"))
+        return dataclasses.replace(made, int4_db=file_int4(made.path, proto, quantized.grouped))
 
 
 def export(quantized: QuantizedModel, spec: LowerSpec) -> Any:
@@ -625,7 +635,11 @@ def elements(proto: Any) -> tuple[tuple[str, int], ...]:
     import onnx
 
     tally: Counter[str] = Counter()
+    in_int4 = {node.input[1] for node in proto.graph.node if node.op_type == INT4_OP}
     for item in proto.graph.initializer:
+        if item.name in in_int4:  # two to a byte
+            tally["int4"] += 2 * math.prod(item.dims)
+            continue
         tally[str(onnx.helper.tensor_dtype_to_np_dtype(item.data_type))] += math.prod(item.dims)
     return tuple(sorted(tally.items()))
 

@@ -1,0 +1,156 @@
+"""Weights in int4: two to a byte, in ONNX Runtime's MatMulNBits, and how near those in a file are to the graph's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgeq.core.lazy import NDArray, np
+from edgeq.core.results.model import GroupedWeight
+
+
+def packed_int4(codes: NDArray[Any]) -> NDArray[Any]:
+    """Return whole numbers of 4 bits as bytes, flat: of each two the first one has the lower bits."""
+    low, high = codes.reshape(-1, 2).astype(np.uint8).T & 15
+    return np.ascontiguousarray(low | high << 4)
+
+
+def unpacked_int4(data: NDArray[Any], shape: Sequence[int]) -> NDArray[Any]:
+    """Return the int8 numbers, from -8 to 7, that `packed_int4` made bytes of."""
+    numbers = np.stack((data & 15, data >> 4), axis=-1).reshape(shape).astype(np.int8)
+    return np.where(numbers > 7, numbers - 16, numbers).astype(np.int8)
+
+
+def read_back(
+    grouped: Sequence[GroupedWeight], found: Iterable[tuple[str, NDArray[Any]]]
+) -> tuple[tuple[str, float], ...]:
+    """Return the layers that are to be in int4, each with how near the weight in the file is to the graph's, in dB.
+
+    Minus infinity stands for a weight that the file does not hold in 4 bits.
+
+    Args:
+        grouped: the graph's.
+        found: the file's, [out, in] or [in, out], with the names of their layers.
+    """
+    left = [(name, weight.values.astype(np.float64)) for weight in grouped for name in weight.layers[:1]]
+    held: list[tuple[str, float]] = []
+    for name, values in found:
+        forms = (values.astype(np.float64), values.T.astype(np.float64))
+        near = [
+            (max((_sqnr_db(known, form) for form in forms if form.shape == known.shape), default=-math.inf), place)
+            for place, (owner, known) in enumerate(left)
+            if name.partition("#")[0] == owner or not name
+        ]
+        if not near:
+            held.append((name, -math.inf))
+            continue
+        ratio, place = max(near)
+        del left[place]
+        held.append((name, ratio))
+    return (*held, *((name, -math.inf) for name, _ in left))
+
+
+def _sqnr_db(expected: NDArray[Any], found: NDArray[Any]) -> float:
+    noise, signal = float(np.square(expected - found).sum()), float(np.square(expected).sum())
+    return math.inf if noise == 0 else -math.inf if signal == 0 else 10 * math.log10(signal / noise)
+
+
+# --- ONNX Runtime's operator for weights of 4 bits. Its codes are unsigned: 8 stands for zero where none is given.
+
+INT4_OP, _DOMAIN, _ZERO = "MatMulNBits", "com.microsoft", 8
+
+# the operator's accuracy_level: activations stay in float32; others let a kernel quantize them
+_FLOAT32 = 1
+
+
+def put_int4(proto: Any, grouped: Sequence[GroupedWeight]) -> None:
+    """Exchange each product of a graph by a grouped weight for MatMulNBits, in place, under the same name.
+
+    A layer whose weight the exporter changed stays in float32; `file_int4` tells.
+    """
+    import onnx
+
+    graph = proto.graph
+    held = {item.name: item for item in graph.initializer}
+    nodes = []
+    for node in graph.node:
+        weight = held.get(node.input[1]) if node.op_type in ("MatMul", "Gemm") else None
+        match = None if weight is None else _match(onnx.numpy_helper.to_array(weight), grouped)
+        options = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
+        plain = options.get("alpha", 1) == options.get("beta", 1) == 1 and not options.get("transA", 0)
+        if match is None or not plain:
+            nodes.append(node)
+            continue
+        codes, scales = (f"{weight.name}/{part}" for part in ("codes", "scales"))
+        if codes not in held:
+            rows, groups, size = match.codes.shape
+            packed = packed_int4((match.codes + _ZERO).astype(np.int8)).reshape(rows, groups, size // 2)
+            for name, value in ((codes, packed), (scales, match.scales.ravel())):
+                held[name] = onnx.numpy_helper.from_array(value, name)
+                graph.initializer.append(held[name])
+        biased = len(node.input) > 2
+        sums = [f"{node.output[0]}/product"] if biased else [*node.output]
+        rows, groups, size = match.codes.shape
+        nodes.append(
+            onnx.helper.make_node(
+                INT4_OP,
+                [node.input[0], codes, scales],
+                sums,
+                name=node.name,
+                domain=_DOMAIN,
+                K=groups * size,
+                N=rows,
+                bits=4,
+                block_size=size,
+                accuracy_level=_FLOAT32,
+            )
+        )
+        if biased:
+            nodes.append(onnx.helper.make_node("Add", [*sums, node.input[2]], node.output, name=f"{node.name}/bias"))
+    del graph.node[:]
+    graph.node.extend(nodes)
+    read = {name for node in nodes for name in node.input}
+    for item in [item for item in graph.initializer if item.name not in read]:
+        graph.initializer.remove(item)
+    if _DOMAIN not in {item.domain for item in proto.opset_import}:
+        proto.opset_import.append(onnx.helper.make_opsetid(_DOMAIN, 1))
+
+
+def _match(values: NDArray[Any], grouped: Sequence[GroupedWeight]) -> GroupedWeight | None:
+    return next((one for one in grouped if any(np.array_equal(values, form) for form in (one.values, one.values.T))), None)
+
+
+def file_int4(path: Path, proto: Any, grouped: Sequence[GroupedWeight]) -> tuple[tuple[str, float], ...]:
+    """Return what `read_back` does, of an .onnx file, or of an .ort file that was made of `proto`.
+
+    No library reads an .ort file's weights; it holds each as one run of bytes, which are looked for.
+    """
+    import onnx
+
+    if not grouped:
+        return ()
+    if path.suffix == ".onnx":
+        return read_back(grouped, _int4_weights(onnx.load(str(path)).graph))
+    data = path.read_bytes()
+    held = {item.name: onnx.numpy_helper.to_array(item).tobytes() for item in proto.graph.initializer}
+    missing = {
+        node.name
+        for node in proto.graph.node
+        if node.op_type == INT4_OP and not all(held[name] in data for name in node.input[1:3])
+    }
+    found = read_back(grouped, _int4_weights(proto.graph))
+    return tuple((name, -math.inf if name in missing else ratio) for name, ratio in found)
+
+
+def _int4_weights(graph: Any) -> Iterator[tuple[str, NDArray[Any]]]:
+    import onnx
+
+    held = {item.name: item for item in graph.initializer}
+    for node in graph.node:
+        if node.op_type == INT4_OP:
+            data, scales = (onnx.numpy_helper.to_array(held[name]) for name in node.input[1:3])
+            rows, groups, half = data.shape
+            codes = unpacked_int4(data ^ 0x88, (rows, groups, 2 * half))  # without the 8 that stands for zero
+            yield node.name, (codes * scales.reshape(rows, groups, 1)).reshape(rows, -1)

@@ -34,25 +34,25 @@ def read_back(
         grouped: the graph's.
         found: the file's, [out, in] or [in, out], with the names of their layers.
     """
-    left = [(name, weight.values.astype(np.float64)) for weight in grouped for name in weight.layers[:1]]
+    known = [(weight.layers[0], weight.values.astype(np.float64)) for weight in grouped]
+    missing = dict(enumerate(name for name, _ in known))
     held: list[tuple[str, float]] = []
     for name, values in found:
+        of_layer = [place for place, (owner, _) in enumerate(known) if owner == name.partition("#")[0]]
         forms = (values.astype(np.float64), values.T.astype(np.float64))
-        near = [
-            (max((_sqnr_db(known, form) for form in forms if form.shape == known.shape), default=-math.inf), place)
-            for place, (owner, known) in enumerate(left)
-            if name.partition("#")[0] == owner or not name
-        ]
-        if not near:
-            held.append((name, -math.inf))
-            continue
-        ratio, place = max(near)
-        del left[place]
+        ratio, place = max(
+            (_sqnr_db(known[place][1], form), place)
+            for place in of_layer or range(len(known))  # a product of no module has another name in the graph
+            for form in forms
+        )
+        missing.pop(place, None)
         held.append((name, ratio))
-    return (*held, *((name, -math.inf) for name, _ in left))
+    return (*held, *((name, -math.inf) for name in missing.values()))
 
 
 def _sqnr_db(expected: NDArray[Any], found: NDArray[Any]) -> float:
+    if expected.shape != found.shape:
+        return -math.inf
     noise, signal = float(np.square(expected - found).sum()), float(np.square(expected).sum())
     return math.inf if noise == 0 else -math.inf if signal == 0 else 10 * math.log10(signal / noise)
 
@@ -151,6 +151,10 @@ def _int4_weights(graph: Any) -> Iterator[tuple[str, NDArray[Any]]]:
     for node in graph.node:
         if node.op_type == INT4_OP:
             data, scales = (onnx.numpy_helper.to_array(held[name]) for name in node.input[1:3])
-            rows, groups, half = data.shape
-            codes = unpacked_int4(data ^ 0x88, (rows, groups, 2 * half))  # without the 8 that stands for zero
-            yield node.name, (codes * scales.reshape(rows, groups, 1)).reshape(rows, -1)
+            codes = int4_codes(data)
+            yield node.name, (codes * scales.reshape(*codes.shape[:2], 1)).reshape(len(codes), -1)
+
+
+def int4_codes(data: NDArray[Any]) -> NDArray[Any]:
+    """Return the int8 numbers [out, groups, size] that an operator's bytes [out, groups, size / 2] hold."""
+    return unpacked_int4(data ^ (_ZERO << 4 | _ZERO), (*data.shape[:-1], 2 * data.shape[-1]))

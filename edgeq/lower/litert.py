@@ -17,6 +17,7 @@ from edgeq.lower.layers import MATRIX_OPS, MODULE_KEY
 from edgeq.lower.lift import exported_again
 from edgeq.lower.litert_environment import convert, ensure_converter
 from edgeq.lower.spec import LowerSpec
+from edgeq.lower.zeros import zero_share
 
 _LAYERS = frozenset(
     {"convolution", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", *MATRIX_OPS}
@@ -68,6 +69,7 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
         layers=tflite.layers_of(model),
         delegated_macs=None,
         stored=tflite.elements_of(model),
+        zeros=zero_share(tflite.constants_of(model)),
     )
 
 

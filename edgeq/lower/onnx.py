@@ -7,7 +7,7 @@ import dataclasses
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ from edgeq.core.ort_format import required_operators
 from edgeq.core.results.model import Layer, LoweredModel, ModelWork, Operator, QuantizedModel, TensorSpec
 from edgeq.core.samples import varying_sizes
 from edgeq.core.system import quiet
-from edgeq.lower.int4 import INT4_OP, file_int4, put_int4
+from edgeq.lower.int4 import INT4_OP, file_int4, int4_codes, put_int4
 from edgeq.lower.layers import MODULE_KEY, conv_macs, matmul_macs
 from edgeq.lower.lift import exported_again
 from edgeq.lower.onnx_speedups import speedups
 from edgeq.lower.spec import LowerSpec
+from edgeq.lower.zeros import zero_share
 
 # what the exporter's operators are written in; ONNX Runtime loads it from 1.14 on
 OPSET = 18
@@ -161,6 +162,7 @@ def _written(
         delegated_macs=None,
         dynamic_batch=any_batch(proto) and not varying_sizes(spec.inputs),
         stored=elements(proto),
+        zeros=zero_share(_weights(proto)),
     )
 
 
@@ -642,6 +644,24 @@ def elements(proto: Any) -> tuple[tuple[str, int], ...]:
             continue
         tally[str(onnx.helper.tensor_dtype_to_np_dtype(item.data_type))] += math.prod(item.dims)
     return tuple(sorted(tally.items()))
+
+
+def _weights(proto: Any) -> Iterator[Any]:
+    """Yield the constants as arrays, whole numbers without their zero point."""
+    import onnx
+
+    held = {item.name: item for item in proto.graph.initializer}
+    points = {node.input[0]: node.input[2] for node in proto.graph.node if len(node.input) > 2 and "Dequ" in node.op_type}
+    in_int4 = {node.input[1] for node in proto.graph.node if node.op_type == INT4_OP}
+    for name, item in held.items():
+        values = onnx.numpy_helper.to_array(item)
+        if name in in_int4:
+            yield int4_codes(values)
+            continue
+        # what ONNX Runtime's tool stores for its integer operators has a zero point by name alone
+        point = held.get(points.get(name, f"{name.removesuffix('_quantized')}_zero_point"))
+        offset = onnx.numpy_helper.to_array(point) if point is not None and values.dtype == np.uint8 else np.zeros((), int)
+        yield (values != offset).astype(np.uint8) if offset.size == 1 and offset.any() else values
 
 
 def _shapes(graph: Any) -> dict[str, tuple[int, ...]]:

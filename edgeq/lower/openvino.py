@@ -20,6 +20,7 @@ from edgeq.core.system import openvino
 from edgeq.lower.int4 import packed_int4, read_back, unpacked_int4
 from edgeq.lower.onnx import RECURRENT, export, fixed, traced_layers
 from edgeq.lower.spec import LowerSpec
+from edgeq.lower.zeros import zero_share
 
 # from float32 values, the operator that gives them from shorter ones, and by how much these are shorter; None where no
 # shorter ones give them exactly
@@ -126,6 +127,7 @@ def _written(
         layers=layers,
         delegated_macs=None,
         stored=_elements(model),
+        zeros=zero_share(_weights(model)),
         int4_db=read_back(grouped, _int4_weights(library.Core().read_model(str(path)))) if grouped else (),
         companions=(("weights", path.with_suffix(".bin")),),
     )
@@ -368,17 +370,33 @@ def _int4_weights(model: Any) -> Iterator[tuple[str, NDArray[Any]]]:
     for op in model.get_ordered_ops():
         if op.get_type_name() != "Constant" or op.get_element_type() != Type.i4:
             continue
-        shape = tuple(op.get_output_shape(0))
-        widened, at = unpacked_int4(op.data.view(np.uint8).ravel(), shape).astype(np.float32), op
-        while at.get_type_name() != "MatMul":
-            (reader,) = (value.get_node() for value in at.output(0).get_target_inputs())
-            if reader.get_type_name() == "Multiply":
-                scales = next(one.get_node() for one in reader.input_values() if one.get_node() != at)
-                widened = widened * scales.input_value(0).get_node().data.astype(np.float32)
-            elif reader.get_type_name() == "Reshape":
-                widened = widened.reshape(reader.get_output_shape(0))
-            at = reader
-        yield at.get_friendly_name().partition("/")[0], widened
+        codes = unpacked_int4(op.data.view(np.uint8).ravel(), tuple(op.get_output_shape(0)))
+        waiting = [(op, codes.astype(np.float32))]
+        while waiting:
+            at, values = waiting.pop()
+            for reader in (value.get_node() for value in at.output(0).get_target_inputs()):
+                if reader.get_type_name() == "MatMul":
+                    yield reader.get_friendly_name().partition("/")[0], values
+                elif reader.get_type_name() == "Multiply":
+                    scales = next(one.get_node() for one in reader.input_values() if one.get_node() != at)
+                    waiting.append((reader, values * scales.input_value(0).get_node().data.astype(np.float32)))
+                else:
+                    waiting.append((reader, values.reshape(tuple(reader.get_output_shape(0)))))
+
+
+def _weights(model: Any) -> Iterator[NDArray[Any]]:
+    """Yield the constants that do more than scale others."""
+    from openvino import Type
+
+    def scales(op: Any) -> bool:
+        readers = [reader.get_node() for reader in op.output(0).get_target_inputs()]
+        return all(one.get_type_name() == "Multiply" or (one.get_type_name() == "Convert" and scales(one)) for one in readers)
+
+    for op in model.get_ordered_ops():
+        if op.get_type_name() == "Constant" and (op.get_element_type() in (Type.i4, Type.i8) or not scales(op)):
+            shape = tuple(op.get_output_shape(0))
+            is_int4 = op.get_element_type() == Type.i4
+            yield unpacked_int4(op.data.view(np.uint8).ravel(), shape) if is_int4 else op.data
 
 
 def _elements(model: Any) -> tuple[tuple[str, int], ...]:

@@ -13,7 +13,7 @@ from edgeq.core.system import check_extras
 from edgeq.quantize import half_graph
 from edgeq.quantize.half import module_types, true_half
 from edgeq.quantize.result import quantized_model
-from edgeq.quantize.spec import QuantizeSpec, inside, matched_names
+from edgeq.quantize.spec import QuantizeSpec, inside, is_pruned, matched_names
 from edgeq.quantize.weight_only import weight_only_linear_int8
 
 
@@ -144,10 +144,13 @@ def palette4(spec: QuantizeSpec) -> QuantizedModel:
         values, places, counts = torch.unique(weight.half().float(), return_inverse=True, return_counts=True)
         if len(values) <= _PALETTE:
             return values[places]
-        means = KMeans(_PALETTE, n_init=4, random_state=0)
-        found = means.fit(values.numpy()[:, None], sample_weight=counts.numpy())
+        others = values != 0 if is_pruned(weight) else torch.ones_like(values, dtype=torch.bool)  # zero gets a place
+        means = KMeans(_PALETTE - int(not others.all()), n_init=4, random_state=0)
+        found = means.fit(values[others].numpy()[:, None], sample_weight=counts[others].numpy())
         centres = torch.from_numpy(found.cluster_centers_.ravel()).half().float()
-        return centres[torch.from_numpy(found.labels_).long()][places]
+        nearest = torch.zeros_like(values)
+        nearest[others] = centres[torch.from_numpy(found.labels_).long()]
+        return nearest[places]
 
     return _in_half(spec, PALETTE_SCHEME, rounded)
 

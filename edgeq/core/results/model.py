@@ -668,6 +668,7 @@ class LoweredModel:
             None where none is, or where they were not read.
         int4_db: of each layer that is to be in int4, how near the weight in the file is to the graph's, in dB; minus
             infinity where the file does not hold it in 4 bits.
+        zeros: share of zeros among the weights, 0 to 1; None where they were not read.
         companions: files that go into the bundle beside the artifact, with their roles.
         cuda: what a GPU box must have; None for other runtimes.
         npu: what an Ethos-U must have; None for other backends.
@@ -688,6 +689,7 @@ class LoweredModel:
     kernels: tuple[str, ...] = ()
     weights_sqnr_db: float | None = None
     int4_db: tuple[tuple[str, float], ...] = ()
+    zeros: float | None = None
     companions: tuple[Companion, ...] = ()
     cuda: CudaFacts | None = None
     npu: NpuFacts | None = None

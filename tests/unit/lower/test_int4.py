@@ -91,7 +91,7 @@ def test_the_file_holds_and_computes_what_the_graph_has(runtime, file_format):
     assert {name: gate.outcome for name, gate in gates.items()} == {"weights": "ok", "int4_weights": "ok"}
     assert "1 layer left by convolutions" in gates["int4_weights"].detail
 
-    (batch,) = batches(dataset((IMAGE,), 2), (IMAGE,))
+    batch = next(iter(batches(dataset((IMAGE,), 2), (IMAGE,))))
     (expected,) = forward(graph(runtime).graph)(batch)
     runner = RUNNERS[runtime](made.path, TARGETS[runtime][0], 1, trusted=True)
     runner.load()

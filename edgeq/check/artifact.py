@@ -162,7 +162,7 @@ def weights_gates(lowered: LoweredModel) -> tuple[Gate, ...]:
     """Judge the compressed weights that were read back from an artifact (exit code 7); none where none was read."""
     found, least, which = lowered.weights_sqnr_db, MIN_SQNR_DB_WEIGHTS, ""
     if lowered.int4_db:
-        name, found = min(lowered.int4_db, key=lambda item: item[1] if item[1] == item[1] else -math.inf)
+        name, found = min(lowered.int4_db, key=lambda item: -math.inf if math.isnan(item[1]) else item[1])
         least, which = MIN_SQNR_DB_INT4, f": {name}"
     if found is None:
         return ()
@@ -173,7 +173,8 @@ def weights_gates(lowered: LoweredModel) -> tuple[Gate, ...]:
             outcome="ok" if passed else "failed",
             limit=f">= {least:.0f} dB",
             measured="equal" if found == math.inf else f"{found:.1f} dB",
-            detail=f"the compressed weights in the artifact against the graph's, the worst of them{'' if passed else which}",
+            detail="the compressed weights in the artifact against the graph's, the worst of them"
+            + ("" if passed else which),
             exit_code=ExitCode.VERIFICATION,
         ),
     )

@@ -99,13 +99,15 @@ def audit_gates(
         for name, least, share, reason in measured
         if least > 0
     )
-    return tuple(_whole(gate, lowered, asked_fp32, in_float or {}) if gate.name == "int4_weights" else gate for gate in gates)
+    return tuple(
+        _whole(gate, lowered, asked_fp32, in_float or {}) if gate.name == "int4_weights" else gate for gate in gates
+    )
 
 
 def _whole(
     gate: Gate, lowered: LoweredModel, asked_fp32: Collection[str], in_float: Mapping[str, Collection[str]]
 ) -> Gate:
-    """Fail the audit of int4 where a layer that was to be in int4 is not, and say what is left in other types and why."""
+    """Fail the audit of int4 where a layer that was to be in int4 is not, and say what is left and why."""
     missing = [name for name, ratio in lowered.int4_db if ratio == -math.inf]
     reasons = {"--keep-fp32": asked_fp32, **in_float}
     left = "; ".join(f"{counted(len(names), 'layer')} left by {why}" for why, names in reasons.items() if names)
@@ -114,7 +116,9 @@ def _whole(
         return dataclasses.replace(gate, detail=f"{counted(len(lowered.int4_db), 'layer')} in int4; {detail}")
     more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
     lost = f"not in int4 in the artifact: {', '.join(missing[:_SHOWN])}{more}"
-    return dataclasses.replace(gate, outcome="failed", detail=f"{lost}; give --keep-fp32 for what may stay in float; {detail}")
+    return dataclasses.replace(
+        gate, outcome="failed", detail=f"{lost}; give --keep-fp32 for what may stay in float; {detail}"
+    )
 
 
 def audit_warnings(
@@ -228,8 +232,8 @@ def _advice(name: str, pairs: Collection[tuple[Layer, str]], target: TargetProfi
     in_float = [layer for layer, kind in pairs if kind != "int8"]
     linear = sum(layer.macs for layer in in_float if layer.is_linear and not layer.of_activations)
     if name == "int4_weights":
-        suits_all = [each for each in ("weight-only-int8", "static-int8") if each in target.schemes]
-        return f"; --scheme {suits_all[0]} stores the others in int8 too" if suits_all else ""
+        other = next((each for each in ("weight-only-int8", "static-int8") if each in target.schemes), None)
+        return f"; --scheme {other} stores the other layers in int8" if other else ""
     suits = name == "int8_macs" and scheme != "dynamic-int8" and "dynamic-int8" in target.schemes
     if not suits or 2 * linear < sum(layer.macs for layer in in_float):
         return ""

@@ -66,8 +66,8 @@ FLOAT_SCHEMES: frozenset[str] = frozenset(
 
 INT4_SCHEME: SchemeName = "weight-only-int4"
 
-# weights of a row that share a scale in INT4_SCHEME: the largest that divides the row. 128 is the default of NNCF and of
-# ONNX Runtime's MatMulNBitsQuantizer, and 16 the least that MatMulNBits takes
+# weights of a row that share a scale in INT4_SCHEME: the largest that divides the row. 128 is the default of NNCF and
+# of ONNX Runtime's MatMulNBitsQuantizer, and 16 the least that MatMulNBits takes
 INT4_GROUPS = (128, 64, 32, 16)
 
 PALETTE_SCHEME: SchemeName = "weight-only-palette4"

@@ -49,7 +49,8 @@ class Audit(_Strict):
     half_macs: Share = Field(default=0.0, description="share of MACs in half-precision kernels, by the same profile")
     int8_weights: Share = Field(default=0.0, description="share of the constants that the artifact stores in int8")
     int4_weights: Share = Field(
-        default=0.0, description="the same in int4; every layer that was to be stored so must be (OpenVINO, ONNX Runtime)"
+        default=0.0,
+        description="the same in int4; every layer that was to be stored so must be (OpenVINO, ONNX Runtime)",
     )
     palette_weights: Share = Field(
         default=0.0, description="the same as indices of 4 bits into a palette of 16 values (Core ML)"

@@ -558,9 +558,7 @@ def _as_in_the_program(_quantized: QuantizedModel, program: Any) -> DelegateFact
 
 def _coreml(quantized: QuantizedModel, program: Any) -> DelegateFacts:
     if quantized.scheme in ("fp16", "fp32"):
-        return DelegateFacts(
-            stored=coreml.stored(quantized, _stored(program)), zeros=zero_share(_weights(program))
-        )
+        return DelegateFacts(stored=coreml.stored(quantized, _stored(program)), zeros=zero_share(_weights(program)))
     found = read_contents([part.processed_bytes for part in _delegates(program)])
     return DelegateFacts(
         stored=found.stored,

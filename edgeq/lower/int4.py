@@ -80,7 +80,7 @@ def put_int4(proto: Any, grouped: Sequence[GroupedWeight]) -> None:
         match = None if weight is None else _match(onnx.numpy_helper.to_array(weight), grouped)
         options = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
         plain = options.get("alpha", 1) == options.get("beta", 1) == 1 and not options.get("transA", 0)
-        if match is None or not plain:
+        if weight is None or match is None or not plain:
             nodes.append(node)
             continue
         codes, scales = (f"{weight.name}/{part}" for part in ("codes", "scales"))
@@ -119,29 +119,16 @@ def put_int4(proto: Any, grouped: Sequence[GroupedWeight]) -> None:
 
 
 def _match(values: NDArray[Any], grouped: Sequence[GroupedWeight]) -> GroupedWeight | None:
-    return next((one for one in grouped if any(np.array_equal(values, form) for form in (one.values, one.values.T))), None)
+    return next(
+        (one for one in grouped if any(np.array_equal(values, form) for form in (one.values, one.values.T))), None
+    )
 
 
-def file_int4(path: Path, proto: Any, grouped: Sequence[GroupedWeight]) -> tuple[tuple[str, float], ...]:
-    """Return what `read_back` does, of an .onnx file, or of an .ort file that was made of `proto`.
-
-    No library reads an .ort file's weights; it holds each as one run of bytes, which are looked for.
-    """
+def file_int4(path: Path, grouped: Sequence[GroupedWeight]) -> tuple[tuple[str, float], ...]:
+    """Return what `read_back` does, of an .onnx file; nothing where nothing was to be in int4."""
     import onnx
 
-    if not grouped:
-        return ()
-    if path.suffix == ".onnx":
-        return read_back(grouped, _int4_weights(onnx.load(str(path)).graph))
-    data = path.read_bytes()
-    held = {item.name: onnx.numpy_helper.to_array(item).tobytes() for item in proto.graph.initializer}
-    missing = {
-        node.name
-        for node in proto.graph.node
-        if node.op_type == INT4_OP and not all(held[name] in data for name in node.input[1:3])
-    }
-    found = read_back(grouped, _int4_weights(proto.graph))
-    return tuple((name, -math.inf if name in missing else ratio) for name, ratio in found)
+    return read_back(grouped, _int4_weights(onnx.load(str(path)).graph)) if grouped else ()
 
 
 def _int4_weights(graph: Any) -> Iterator[tuple[str, NDArray[Any]]]:

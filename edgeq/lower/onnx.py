@@ -46,6 +46,9 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
         # runtimes infer the shapes between layers; ONNX Runtime's quantizer stumbles over stated ones
         del proto.graph.value_info[:]
         if quantized.grouped:
+            # ONNX Runtime (1.31) writes each attribute that it knows into its own format, and older ones (1.20) refuse
+            # MatMulNBits with those that came later: "Unrecognized attribute: weight_prepacked"
+            spec = dataclasses.replace(spec, file_format="onnx")
             put_int4(proto, quantized.grouped)
             stored = {node.name for node in proto.graph.node if node.op_type == INT4_OP}
             layers = tuple(
@@ -53,7 +56,7 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
                 for layer in layers
             )
         made = _written(proto, spec, layers, ("torch.onnx.export", "optimize", "check_model", "infer_shapes"))
-        return dataclasses.replace(made, int4_db=file_int4(made.path, proto, quantized.grouped))
+        return dataclasses.replace(made, int4_db=file_int4(made.path, quantized.grouped))
 
 
 def export(quantized: QuantizedModel, spec: LowerSpec) -> Any:
@@ -651,7 +654,9 @@ def _weights(proto: Any) -> Iterator[Any]:
     import onnx
 
     held = {item.name: item for item in proto.graph.initializer}
-    points = {node.input[0]: node.input[2] for node in proto.graph.node if len(node.input) > 2 and "Dequ" in node.op_type}
+    points = {
+        node.input[0]: node.input[2] for node in proto.graph.node if len(node.input) > 2 and "Dequ" in node.op_type
+    }
     in_int4 = {node.input[1] for node in proto.graph.node if node.op_type == INT4_OP}
     for name, item in held.items():
         values = onnx.numpy_helper.to_array(item)
@@ -660,7 +665,9 @@ def _weights(proto: Any) -> Iterator[Any]:
             continue
         # what ONNX Runtime's tool stores for its integer operators has a zero point by name alone
         point = held.get(points.get(name, f"{name.removesuffix('_quantized')}_zero_point"))
-        offset = onnx.numpy_helper.to_array(point) if point is not None and values.dtype == np.uint8 else np.zeros((), int)
+        offset = (
+            onnx.numpy_helper.to_array(point) if point is not None and values.dtype == np.uint8 else np.zeros((), int)
+        )
         yield (values != offset).astype(np.uint8) if offset.size == 1 and offset.any() else values
 
 

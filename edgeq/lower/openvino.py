@@ -390,7 +390,9 @@ def _weights(model: Any) -> Iterator[NDArray[Any]]:
 
     def scales(op: Any) -> bool:
         readers = [reader.get_node() for reader in op.output(0).get_target_inputs()]
-        return all(one.get_type_name() == "Multiply" or (one.get_type_name() == "Convert" and scales(one)) for one in readers)
+        return all(
+            one.get_type_name() == "Multiply" or (one.get_type_name() == "Convert" and scales(one)) for one in readers
+        )
 
     for op in model.get_ordered_ops():
         if op.get_type_name() == "Constant" and (op.get_element_type() in (Type.i4, Type.i8) or not scales(op)):

@@ -1,4 +1,4 @@
-"""How many of an artifact's weights are zero: a ZIP shrinks by the zeros of a pruned model, and a sparse kernel by time."""
+"""How many of an artifact's weights are zero: the ZIP of a pruned model is smaller by them."""
 
 from __future__ import annotations
 

@@ -48,7 +48,6 @@ def weight_only_int8(spec: QuantizeSpec) -> QuantizedModel:
         UnsupportedError: a model without weights.
         UsageError: a --keep-fp32 name that the model does not have.
     """
-    import torch
 
     return _rounded(spec, "weight-only-int8", _in_int8, write_out=True)
 
@@ -88,7 +87,7 @@ def weight_only_int4(spec: QuantizeSpec) -> QuantizedModel:
 
     made = _rounded(spec, INT4_SCHEME, rounded, write_out=spec.backend == "openvino")
     if not grouped:
-        what = f"{INT4_SCHEME} quantized nothing: the model has no linear layer whose rows a group of 16 or more divides"
+        what = f"{INT4_SCHEME} quantized nothing: no group of 16 or more divides the rows of a linear layer"
         instead = "weight-only-int8" if spec.backend == "openvino" else "static-int8 or dynamic-int8"
         raise UnsupportedError(what, f"use --scheme {instead}, or omit --keep-fp32")
     in_float = {why: tuple(dict.fromkeys(names)) for why, names in others.items()}

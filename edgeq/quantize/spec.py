@@ -142,7 +142,7 @@ _PRUNED = 0.05  # zeros of a weight: training leaves next to none by chance
 
 
 def is_pruned(weight: Any) -> bool:
-    """Whether so many numbers of a matrix or kernel are exactly zero that they were made so."""
+    """Whether 5% or more of a matrix or kernel is exactly zero, which pruning does and training does not."""
     return bool(weight.ndim > 1 and (weight == 0).float().mean() >= _PRUNED)
 
 

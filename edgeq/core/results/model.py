@@ -426,7 +426,7 @@ class StoredLayer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupedWeight:
-    """A matrix in int4, of which groups of neighbouring inputs share a scale.
+    """A matrix in int4: neighbouring inputs share a scale, in groups.
 
     Attributes:
         layers: names of the layers that multiply by it.

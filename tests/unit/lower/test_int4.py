@@ -6,7 +6,6 @@ import dataclasses
 import functools
 
 import numpy as np
-import onnx
 import pytest
 import torch
 from small_models import Silent, dataset, folder, forward, loaded, quantized
@@ -77,9 +76,9 @@ class _NoKernels:
 @pytest.mark.parametrize(("runtime", "file_format"), [("onnx", "onnx"), ("onnx", "ort"), ("openvino", "onnx")])
 def test_the_file_holds_and_computes_what_the_graph_has(runtime, file_format):
     made = written(runtime, f"a-{file_format}", file_format)
-    if file_format == "onnx":  # ONNX Runtime pads its own format by chance
-        again = written(runtime, "b")
-        assert [path.read_bytes() for path in made.files] == [path.read_bytes() for path in again.files]
+    assert made.path.suffix != ".ort"  # which older runtimes would refuse
+    again = written(runtime, "b")
+    assert [path.read_bytes() for path in made.files] == [path.read_bytes() for path in again.files]
     assert dict(made.stored)["int4"] == 256 * 64 + 64 * 64 + 64 * 36
     assert [ratio for _, ratio in made.int4_db] == [float("inf")] * len(made.int4_db)
     assert {"wide", "twice"} <= {name.partition("#")[0] for name, _ in made.int4_db}
@@ -134,12 +133,6 @@ def test_little_in_int4_is_no_success():
     made = written("openvino", "little")
     little = dataclasses.replace(made, stored=(("int4", 24), ("int8", 76)))
     assert judged(little, "openvino")["int4_weights"].outcome == "failed"
-
-
-def test_an_ort_file_without_the_bytes_of_a_layer_fails(tmp_path):
-    proto = onnx.load(str(written("onnx", "plain").path))
-    (tmp_path / "model.ort").write_bytes(b"nothing")
-    assert {ratio for _, ratio in int4.file_int4(tmp_path / "model.ort", proto, graph("onnx").grouped)} == {-np.inf}
 
 
 def test_rounding_keeps_zeros_and_is_nearer_than_the_librarys():

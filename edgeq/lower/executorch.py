@@ -25,10 +25,9 @@ from edgeq.lower import coreml, ethos, vulkan
 from edgeq.lower.coreml_package import read_contents, weights_sqnr_db
 from edgeq.lower.devtools import write_etrecord
 from edgeq.lower.edge_speedups import speedups, vulkan_speedups
-from edgeq.lower.layers import MODULE_KEY, delegated_share, graph_layer, is_of_input
+from edgeq.lower.layers import MODULE_KEY, delegated_share, graph_layer, is_of_input, zero_share
 from edgeq.lower.lift import exported_again
 from edgeq.lower.spec import LowerSpec
-from edgeq.lower.zeros import zero_share
 
 Stored = tuple[tuple[str, int], ...]  # dtypes, and how many elements there are of each
 

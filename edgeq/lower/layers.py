@@ -6,7 +6,7 @@ import dataclasses
 import math
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -172,3 +172,21 @@ def stored_layers(layers: Sequence[Layer], quantized: QuantizedModel) -> tuple[L
         else layer
         for layer in layers
     )
+
+
+# --- Zeros of a pruned model, by which its ZIP is smaller.
+
+
+def zero_share(weights: Iterable[NDArray[Any]]) -> float | None:
+    """Return the share of zeros among numbers of matrices and kernels, 0 to 1; None without any.
+
+    Args:
+        weights: as they are stored, whole numbers without their zero point. Those with less than two axes are biases
+            and scales, and do not count.
+    """
+    total = zeros = 0
+    for values in weights:
+        if values.ndim > 1 and (values.dtype.kind == "f" or values.dtype.itemsize == 1):
+            total += values.size
+            zeros += int((values == 0).sum())
+    return zeros / total if total else None

@@ -13,11 +13,10 @@ from edgeq.core.errors import UnsupportedError, first_line
 from edgeq.core.results.model import LoweredModel, QuantizedModel
 from edgeq.core.system import quiet
 from edgeq.lower import tflite
-from edgeq.lower.layers import MATRIX_OPS, MODULE_KEY
+from edgeq.lower.layers import MATRIX_OPS, MODULE_KEY, zero_share
 from edgeq.lower.lift import exported_again
 from edgeq.lower.litert_environment import convert, ensure_converter
 from edgeq.lower.spec import LowerSpec
-from edgeq.lower.zeros import zero_share
 
 _LAYERS = frozenset(
     {"convolution", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", *MATRIX_OPS}

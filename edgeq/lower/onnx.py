@@ -18,11 +18,10 @@ from edgeq.core.results.model import Layer, LoweredModel, ModelWork, Operator, Q
 from edgeq.core.samples import varying_sizes
 from edgeq.core.system import quiet
 from edgeq.lower.int4 import INT4_OP, file_int4, int4_codes, put_int4
-from edgeq.lower.layers import MODULE_KEY, conv_macs, matmul_macs
+from edgeq.lower.layers import MODULE_KEY, conv_macs, matmul_macs, zero_share
 from edgeq.lower.lift import exported_again
 from edgeq.lower.onnx_speedups import speedups
 from edgeq.lower.spec import LowerSpec
-from edgeq.lower.zeros import zero_share
 
 # what the exporter's operators are written in; ONNX Runtime loads it from 1.14 on
 OPSET = 18

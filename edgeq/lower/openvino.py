@@ -18,9 +18,9 @@ from edgeq.core.results.model import GroupedWeight, Layer, LoweredModel, Quantiz
 from edgeq.core.schemes import INT4_SCHEME, INT8_STEPS
 from edgeq.core.system import openvino
 from edgeq.lower.int4 import packed_int4, read_back, unpacked_int4
+from edgeq.lower.layers import zero_share
 from edgeq.lower.onnx import RECURRENT, export, fixed, traced_layers
 from edgeq.lower.spec import LowerSpec
-from edgeq.lower.zeros import zero_share
 
 # from float32 values, the operator that gives them from shorter ones, and by how much these are shorter; None where no
 # shorter ones give them exactly

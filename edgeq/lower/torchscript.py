@@ -15,10 +15,17 @@ from edgeq.core.operators import plain_operators
 from edgeq.core.results.model import Layer, LoweredModel, QuantizedModel, TensorSpec
 from edgeq.core.samples import fixed_at, sizes_text, tried_sizes
 from edgeq.core.system import Uncompiled
-from edgeq.lower.layers import MATRIX_OPS, archive_elements, archive_weights, conv_macs, matmul_macs, stored_layers
+from edgeq.lower.layers import (
+    MATRIX_OPS,
+    archive_elements,
+    archive_weights,
+    conv_macs,
+    matmul_macs,
+    stored_layers,
+    zero_share,
+)
 from edgeq.lower.spec import LowerSpec
 from edgeq.lower.torchscript_archive import strip_archive
-from edgeq.lower.zeros import zero_share
 
 
 def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:

@@ -10,7 +10,7 @@ from torch import nn
 
 from edgeq.core.config import QatConfig
 from edgeq.core.results.model import TensorSpec
-from edgeq.lower.zeros import zero_share
+from edgeq.lower.layers import zero_share
 from edgeq.quantize.spec import QatSpec
 
 IMAGE = TensorSpec(name="x", dtype="float32", shape=(1, 3, 12, 12))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -13,6 +15,7 @@ from edgeq.core.results.report import Gate
 from edgeq.core.runtimes import FLOAT_TABLES, INT8_TABLES
 from edgeq.core.schemes import NEEDS_CALIBRATION
 from edgeq.core.targets import TargetProfile
+from edgeq.core.units import counted
 
 _SHOWN = 3  # names of layers in a gate's detail
 
@@ -74,6 +77,7 @@ def audit_gates(
         ("int8_gain", asked.int8_gain, _gain(asked.int8_gain, kernels, lowered), why or unread),
         ("half_macs", asked.half_macs, kernels.half_macs if kernels else None, why),
         ("int8_weights", asked.int8_weights, _stored(lowered, "int8"), unread),
+        ("int4_weights", asked.int4_weights, _stored(lowered, "int4"), unread),
         ("palette_weights", asked.palette_weights, _stored(lowered, "palette4"), unread),
         ("half_weights", asked.half_weights, _stored(lowered, "float16", "bfloat16"), unread),
         ("delegated_macs", asked.delegated_macs, lowered.delegated_macs, undelegated),
@@ -82,7 +86,7 @@ def audit_gates(
     if kernels is not None and scheme != "pretrained":  # of a model that came quantized the plan is not known
         pairs = list(zip(lowered.layers, kernels.precisions, strict=False))
         layers = {"int8_macs": pairs, "int8_linear_macs": [pair for pair in pairs if pair[0].is_linear]}
-    return tuple(
+    gates = tuple(
         _share(
             name,
             least,
@@ -94,6 +98,26 @@ def audit_gates(
         )
         for name, least, share, reason in measured
         if least > 0
+    )
+    return tuple(
+        _whole(gate, lowered, asked_fp32, in_float or {}) if gate.name == "int4_weights" else gate for gate in gates
+    )
+
+
+def _whole(
+    gate: Gate, lowered: LoweredModel, asked_fp32: Collection[str], in_float: Mapping[str, Collection[str]]
+) -> Gate:
+    """Fail the audit of int4 where a layer that was to be in int4 is not, and say what is left and why."""
+    missing = [name for name, ratio in lowered.int4_db if ratio == -math.inf]
+    reasons = {"--keep-fp32": asked_fp32, **in_float}
+    left = "; ".join(f"{counted(len(names), 'layer')} left by {why}" for why, names in reasons.items() if names)
+    detail = "; ".join(part for part in (gate.detail, left) if part)
+    if not missing:
+        return dataclasses.replace(gate, detail=f"{counted(len(lowered.int4_db), 'layer')} in int4; {detail}")
+    more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+    lost = f"not in int4 in the artifact: {', '.join(missing[:_SHOWN])}{more}"
+    return dataclasses.replace(
+        gate, outcome="failed", detail=f"{lost}; give --keep-fp32 for what may stay in float; {detail}"
     )
 
 
@@ -207,6 +231,9 @@ def _advice(name: str, pairs: Collection[tuple[Layer, str]], target: TargetProfi
     """Return which scheme has int8 kernels for what ran in float, where most of that is linear or recurrent."""
     in_float = [layer for layer, kind in pairs if kind != "int8"]
     linear = sum(layer.macs for layer in in_float if layer.is_linear and not layer.of_activations)
+    if name == "int4_weights":
+        other = next((each for each in ("weight-only-int8", "static-int8") if each in target.schemes), None)
+        return f"; --scheme {other} stores the other layers in int8" if other else ""
     suits = name == "int8_macs" and scheme != "dynamic-int8" and "dynamic-int8" in target.schemes
     if not suits or 2 * linear < sum(layer.macs for layer in in_float):
         return ""

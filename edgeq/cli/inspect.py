@@ -111,6 +111,7 @@ def bundle_text(found: BundleInspection, shown: int, width: int | None = None) -
         *_computed(manifest),
         *((entry.role, f"{entry.path}, {_bytes(entry.size_bytes)}") for entry in manifest.files),
         ("download", f"{_bytes(found.download_bytes)} as the ZIP of a release"),
+        ("zeros", edgeq.report.text.zeros(found.zeros)),
     ]
     title = f"{manifest.model.name} {manifest.model.version}, {manifest.scheme}, weights {manifest.model.weights}"
     verdict = "accepted" if manifest.accepted else "rejected"
@@ -238,6 +239,7 @@ def bundle_json(found: BundleInspection) -> dict[str, Any]:
         "path": str(found.bundle.folder),
         "digest": found.bundle.digest,
         "download_bytes": found.download_bytes,
+        "zeros": found.zeros,
         "manifest": found.bundle.manifest.model_dump(mode="json"),
         "layers": [dataclasses.asdict(layer) for layer in found.layers] or None,
         "layers_unknown": found.why_no_layers or None,

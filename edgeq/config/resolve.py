@@ -25,7 +25,7 @@ from edgeq.core.schemes import (
     parse_limit,
 )
 from edgeq.core.sources import BUILT_IN, DIGITS
-from edgeq.core.targets import App, TargetGroup, TargetProfile, load_target_or_group
+from edgeq.core.targets import App, TargetGroup, TargetProfile, load_target_or_group, schemes_instead
 from edgeq.core.units import parse_quantity, parse_size_bytes
 from edgeq.verify.remote.link import is_link, parse_link
 
@@ -184,7 +184,7 @@ def _schemes(
         for scheme in chosen:
             if scheme != AUTO and scheme not in target.schemes:
                 what = f"target {target.name} does not support the scheme {scheme}"
-                raise UnsupportedError(what, f"its schemes: {', '.join(target.schemes)}")
+                raise UnsupportedError(what, schemes_instead(target, scheme))
     for group in groups:  # a candidate without a scheme is left out, unless none has it
         known = list(dict.fromkeys(scheme for target in group.candidates for scheme in target.schemes))
         for scheme in chosen:

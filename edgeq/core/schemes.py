@@ -16,6 +16,7 @@ SchemeName = Literal[
     "static-int8",
     "dynamic-int8",
     "weight-only-int8",
+    "weight-only-int4",
     "weight-only-palette4",
     "qat-int8",
     "mixed-int8",
@@ -60,8 +61,14 @@ def auto_schemes(schemes: tuple[SchemeName, ...]) -> tuple[SchemeName, ...]:
 
 # they multiply in float, regardless of what they store, and no output differs from fp32 by quantization steps
 FLOAT_SCHEMES: frozenset[str] = frozenset(
-    {"fp32", "fp16", "bf16", "storage-fp16", "weight-only-int8", "weight-only-palette4"}
+    {"fp32", "fp16", "bf16", "storage-fp16", "weight-only-int8", "weight-only-int4", "weight-only-palette4"}
 )
+
+INT4_SCHEME: SchemeName = "weight-only-int4"
+
+# weights of a row that share a scale in INT4_SCHEME: the largest that divides the row. 128 is the default of NNCF and
+# of ONNX Runtime's MatMulNBitsQuantizer, and 16 the least that MatMulNBits takes
+INT4_GROUPS = (128, 64, 32, 16)
 
 PALETTE_SCHEME: SchemeName = "weight-only-palette4"
 
@@ -189,6 +196,7 @@ MIN_SQNR_DB_FLOAT: dict[str, float] = {
     "fp32": 60.0,
     "storage-fp16": 60.0,
     "weight-only-int8": 60.0,
+    "weight-only-int4": 60.0,
     "weight-only-palette4": 40.0,
     "fp16": 40.0,
     "bf16": 25.0,
@@ -196,6 +204,9 @@ MIN_SQNR_DB_FLOAT: dict[str, float] = {
 
 # of weights that are compressed, read back from the artifact: what half precision makes of their scales is above 60 dB
 MIN_SQNR_DB_WEIGHTS = 40.0
+
+# of weights in int4, whose graph has the very values that are stored: one wrong number of 16,000 is below this
+MIN_SQNR_DB_INT4 = 100.0
 
 # the two round int8 activations differently, and no output is quantized that could be counted in steps
 MIN_SQNR_DB_INT8 = 30.0

@@ -12,7 +12,7 @@ from edgeq.core.errors import UsageError
 from edgeq.core.profiles import group_files, profile_files
 from edgeq.core.runtimes import BACKENDS, ETHOS_U, BackendName, RuntimeName
 from edgeq.core.schema import explain, find_file, read_toml
-from edgeq.core.schemes import SchemeName
+from edgeq.core.schemes import INT4_SCHEME, PALETTE_SCHEME, SchemeName
 
 FileFormat = Literal["onnx", "ort"]
 
@@ -48,6 +48,10 @@ class Audit(_Strict):
     int8_gain: Share = Field(default=0.0, description="share of all MACs in int8 kernels or of the constants in int8")
     half_macs: Share = Field(default=0.0, description="share of MACs in half-precision kernels, by the same profile")
     int8_weights: Share = Field(default=0.0, description="share of the constants that the artifact stores in int8")
+    int4_weights: Share = Field(
+        default=0.0,
+        description="the same in int4; every layer that was to be stored so must be (OpenVINO, ONNX Runtime)",
+    )
     palette_weights: Share = Field(
         default=0.0, description="the same as indices of 4 bits into a palette of 16 values (Core ML)"
     )
@@ -149,6 +153,25 @@ class TargetProfile(_Strict):
                 "scheme fp16 needs file_format = 'onnx': an .ort file contains the float32 casts of "
                 "the host that wrote it"
             )
+
+
+# schemes that few runtimes have kernels for, and which these are
+_KERNELS_IN: dict[str, str] = {
+    INT4_SCHEME: "only OpenVINO and ONNX Runtime have kernels for int4 weights here",
+    PALETTE_SCHEME: "only Core ML has kernels for palettes",
+}
+
+# what a target may have in their place, the smallest first
+_INSTEAD: tuple[SchemeName, ...] = (PALETTE_SCHEME, "weight-only-int8", "dynamic-int8", "static-int8", "fp16")
+
+
+def schemes_instead(target: TargetProfile, scheme: str) -> str:
+    """Return, for a message about a scheme that a target does not have, what it has, and which suits in its place."""
+    text = f"its schemes: {', '.join(target.schemes)}"
+    if scheme in _KERNELS_IN:
+        instead = next((name for name in _INSTEAD if name in target.schemes), target.schemes[0])
+        text += f"; {_KERNELS_IN[scheme]}, use --scheme {instead} on this target"
+    return text
 
 
 class TargetGroup(_Strict):

@@ -25,7 +25,7 @@ from edgeq.lower import coreml, ethos, vulkan
 from edgeq.lower.coreml_package import read_contents, weights_sqnr_db
 from edgeq.lower.devtools import write_etrecord
 from edgeq.lower.edge_speedups import speedups, vulkan_speedups
-from edgeq.lower.layers import MODULE_KEY, delegated_share, graph_layer, is_of_input
+from edgeq.lower.layers import MODULE_KEY, delegated_share, graph_layer, is_of_input, zero_share
 from edgeq.lower.lift import exported_again
 from edgeq.lower.spec import LowerSpec
 
@@ -71,6 +71,7 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
         delegated_macs=delegated_share(layers),
         planned_memory_bytes=planned_bytes if varying_sizes(spec.inputs) else None,
         stored=facts.stored,
+        zeros=facts.zeros,
         kernels=facts.kernels,
         weights_sqnr_db=facts.weights_sqnr_db,
         companions=(("reference", parts.write(spec.folder)),) if spec.npu else (),
@@ -365,6 +366,19 @@ def _stored(program: Any) -> Stored:
     return tuple(sorted(tally.items()))
 
 
+def _weights(program: Any) -> Iterator[Any]:
+    """Yield the constants that the program has and that its delegates were made of, as arrays, each once."""
+    import torch
+
+    seen: set[str] = set()
+    for part in (program, *(delegate.original_module for delegate in _delegates(program))):
+        for name, value in {**part.state_dict, **part.constants}.items():
+            if name not in seen and isinstance(value, torch.Tensor):
+                seen.add(name)
+                values = value.detach()
+                yield (values.float() if values.is_floating_point() else values).numpy()
+
+
 def _layers(program: Any, nodes: Any, *, delegated: bool, fixed: frozenset[str] = frozenset()) -> Iterator[Layer]:
     constants = frozenset(_constant_names(program.graph_signature))
     for node in nodes:
@@ -409,6 +423,7 @@ class DelegateFacts:
     """What the programs of a delegate hold; see `LoweredModel`."""
 
     stored: Stored
+    zeros: float | None
     kernels: tuple[str, ...] = ()
     weights_sqnr_db: float | None = None
 
@@ -537,15 +552,16 @@ def _vulkan_passes(_quantized: QuantizedModel, _program: Any) -> AbstractContext
 
 
 def _as_in_the_program(_quantized: QuantizedModel, program: Any) -> DelegateFacts:
-    return DelegateFacts(stored=_stored(program))
+    return DelegateFacts(stored=_stored(program), zeros=zero_share(_weights(program)))
 
 
 def _coreml(quantized: QuantizedModel, program: Any) -> DelegateFacts:
     if quantized.scheme in ("fp16", "fp32"):
-        return DelegateFacts(stored=coreml.stored(quantized, _stored(program)))
+        return DelegateFacts(stored=coreml.stored(quantized, _stored(program)), zeros=zero_share(_weights(program)))
     found = read_contents([part.processed_bytes for part in _delegates(program)])
     return DelegateFacts(
         stored=found.stored,
+        zeros=zero_share(found.weights),
         # weights alone are no claim of how they are multiplied
         kernels=() if quantized.scheme in FLOAT_SCHEMES else found.kernels,
         weights_sqnr_db=weights_sqnr_db(found.weights, quantized),
@@ -556,6 +572,7 @@ def _vulkan(quantized: QuantizedModel, program: Any) -> DelegateFacts:
     is_int8 = quantized.scheme not in FLOAT_SCHEMES
     return DelegateFacts(
         stored=coreml.stored(quantized, _stored(program)) if quantized.scheme == "fp16" else _stored(program),
+        zeros=zero_share(_weights(program)),
         kernels=vulkan.kernels([part.processed_bytes for part in _delegates(program)]) if is_int8 else (),
     )
 

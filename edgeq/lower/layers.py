@@ -6,10 +6,11 @@ import dataclasses
 import math
 import zipfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from edgeq.core.lazy import NDArray, np
 from edgeq.core.operators import size_bound
 from edgeq.core.results.model import Layer, QuantizedModel
 from edgeq.lower.torchscript_archive import DTYPES, Storage, place, read, walk
@@ -126,6 +127,25 @@ def _nbytes(node: Any) -> int:
 
 def archive_elements(path: Path) -> tuple[tuple[str, int], ...]:
     """Return how many elements of each dtype a TorchScript archive stores."""
+    tally: Counter[str] = Counter()
+    for dtype, count in _storages(path).values():
+        tally[dtype] += count
+    return tuple(sorted(tally.items()))
+
+
+def archive_weights(path: Path) -> Iterator[NDArray[Any]]:
+    """Yield what a TorchScript archive stores of floats and int8, as rows: a storage does not say its tensor's axes."""
+    with zipfile.ZipFile(path) as archive:
+        for entry, (dtype, count) in _storages(path).items():
+            if dtype in _READ:
+                yield np.frombuffer(archive.read(entry), _READ[dtype], count).reshape(1, -1)
+
+
+_READ = {"float32": "<f4", "float16": "<f2", "int8": "i1", "qint8": "i1"}  # as numpy has them
+
+
+def _storages(path: Path) -> dict[str, tuple[str, int]]:
+    """Return dtype and elements of each storage, by its entry's name."""
     elements: dict[str, tuple[str, int]] = {}
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
@@ -134,10 +154,7 @@ def archive_elements(path: Path) -> tuple[tuple[str, int], ...]:
                 if isinstance(node, Storage):
                     dtype = node.dtype.__name__
                     elements[place(names, name, node)] = (DTYPES.get(dtype, dtype), node.elements)
-    tally: Counter[str] = Counter()
-    for dtype, count in elements.values():
-        tally[dtype] += count
-    return tuple(sorted(tally.items()))
+    return elements
 
 
 def stored_layers(layers: Sequence[Layer], quantized: QuantizedModel) -> tuple[Layer, ...]:
@@ -155,3 +172,21 @@ def stored_layers(layers: Sequence[Layer], quantized: QuantizedModel) -> tuple[L
         else layer
         for layer in layers
     )
+
+
+# --- Zeros of a pruned model, by which its ZIP is smaller.
+
+
+def zero_share(weights: Iterable[NDArray[Any]]) -> float | None:
+    """Return the share of zeros among numbers of matrices and kernels, 0 to 1; None without any.
+
+    Args:
+        weights: as they are stored, whole numbers without their zero point. Those with less than two axes are biases
+            and scales, and do not count.
+    """
+    total = zeros = 0
+    for values in weights:
+        if values.ndim > 1 and (values.dtype.kind == "f" or values.dtype.itemsize == 1):
+            total += values.size
+            zeros += int((values == 0).sum())
+    return zeros / total if total else None

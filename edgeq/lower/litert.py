@@ -13,7 +13,7 @@ from edgeq.core.errors import UnsupportedError, first_line
 from edgeq.core.results.model import LoweredModel, QuantizedModel
 from edgeq.core.system import quiet
 from edgeq.lower import tflite
-from edgeq.lower.layers import MATRIX_OPS, MODULE_KEY
+from edgeq.lower.layers import MATRIX_OPS, MODULE_KEY, zero_share
 from edgeq.lower.lift import exported_again
 from edgeq.lower.litert_environment import convert, ensure_converter
 from edgeq.lower.spec import LowerSpec
@@ -68,6 +68,7 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
         layers=tflite.layers_of(model),
         delegated_macs=None,
         stored=tflite.elements_of(model),
+        zeros=zero_share(tflite.constants_of(model)),
     )
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from edgeq.core.ort_format import required_operators
 from edgeq.core.results.model import Layer, LoweredModel, ModelWork, Operator, QuantizedModel, TensorSpec
 from edgeq.core.samples import varying_sizes
 from edgeq.core.system import quiet
-from edgeq.lower.layers import MODULE_KEY, conv_macs, matmul_macs
+from edgeq.lower.int4 import INT4_OP, file_int4, int4_codes, put_int4
+from edgeq.lower.layers import MODULE_KEY, conv_macs, matmul_macs, zero_share
 from edgeq.lower.lift import exported_again
 from edgeq.lower.onnx_speedups import speedups
 from edgeq.lower.spec import LowerSpec
@@ -42,7 +44,18 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
         layers = traced_layers(proto, spec)
         # runtimes infer the shapes between layers; ONNX Runtime's quantizer stumbles over stated ones
         del proto.graph.value_info[:]
-        return _written(proto, spec, layers, ("torch.onnx.export", "optimize", "check_model", "infer_shapes"))
+        if quantized.grouped:
+            # ONNX Runtime (1.31) writes each attribute that it knows into its own format, and older ones (1.20) refuse
+            # MatMulNBits with those that came later: "Unrecognized attribute: weight_prepacked"
+            spec = dataclasses.replace(spec, file_format="onnx")
+            put_int4(proto, quantized.grouped)
+            stored = {node.name for node in proto.graph.node if node.op_type == INT4_OP}
+            layers = tuple(
+                dataclasses.replace(layer, weight_bytes=layer.weight_bytes // 8) if layer.name in stored else layer
+                for layer in layers
+            )
+        made = _written(proto, spec, layers, ("torch.onnx.export", "optimize", "check_model", "infer_shapes"))
+        return dataclasses.replace(made, int4_db=file_int4(made.path, quantized.grouped))
 
 
 def export(quantized: QuantizedModel, spec: LowerSpec) -> Any:
@@ -151,6 +164,7 @@ def _written(
         delegated_macs=None,
         dynamic_batch=any_batch(proto) and not varying_sizes(spec.inputs),
         stored=elements(proto),
+        zeros=zero_share(_weights(proto)),
     )
 
 
@@ -695,9 +709,35 @@ def elements(proto: Any) -> tuple[tuple[str, int], ...]:
     import onnx
 
     tally: Counter[str] = Counter()
+    in_int4 = {node.input[1] for node in proto.graph.node if node.op_type == INT4_OP}
     for item in proto.graph.initializer:
+        if item.name in in_int4:  # two to a byte
+            tally["int4"] += 2 * math.prod(item.dims)
+            continue
         tally[str(onnx.helper.tensor_dtype_to_np_dtype(item.data_type))] += math.prod(item.dims)
     return tuple(sorted(tally.items()))
+
+
+def _weights(proto: Any) -> Iterator[Any]:
+    """Yield the constants as arrays, whole numbers without their zero point."""
+    import onnx
+
+    held = {item.name: item for item in proto.graph.initializer}
+    points = {
+        node.input[0]: node.input[2] for node in proto.graph.node if len(node.input) > 2 and "Dequ" in node.op_type
+    }
+    in_int4 = {node.input[1] for node in proto.graph.node if node.op_type == INT4_OP}
+    for name, item in held.items():
+        values = onnx.numpy_helper.to_array(item)
+        if name in in_int4:
+            yield int4_codes(values)
+            continue
+        # what ONNX Runtime's tool stores for its integer operators has a zero point by name alone
+        point = held.get(points.get(name, f"{name.removesuffix('_quantized')}_zero_point"))
+        offset = (
+            onnx.numpy_helper.to_array(point) if point is not None and values.dtype == np.uint8 else np.zeros((), int)
+        )
+        yield (values != offset).astype(np.uint8) if offset.size == 1 and offset.any() else values
 
 
 def _shapes(graph: Any) -> dict[str, tuple[int, ...]]:

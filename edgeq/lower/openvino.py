@@ -6,20 +6,25 @@ OpenVINO's own `convert_model` runs the same passes, and also reports each call 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from edgeq.core.errors import UnsupportedError, first_line
 from edgeq.core.lazy import NDArray, np
-from edgeq.core.results.model import Layer, LoweredModel, QuantizedModel, TensorSpec
-from edgeq.core.schemes import INT8_STEPS
+from edgeq.core.results.model import GroupedWeight, Layer, LoweredModel, QuantizedModel, TensorSpec
+from edgeq.core.schemes import INT4_SCHEME, INT8_STEPS
 from edgeq.core.system import openvino
+from edgeq.lower.int4 import packed_int4, read_back, unpacked_int4
+from edgeq.lower.layers import zero_share
 from edgeq.lower.onnx import RECURRENT, export, fixed, traced_layers
 from edgeq.lower.spec import LowerSpec
 
-Shorten = Callable[[NDArray[Any]], Any | None]
+# from float32 values, the operator that gives them from shorter ones, and by how much these are shorter; None where no
+# shorter ones give them exactly
+Shorten = Callable[[NDArray[Any]], tuple[Any, int] | None]
 
 _PRODUCTS = frozenset(
     {"MatMul", "Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData"}
@@ -42,7 +47,7 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
     with spec.progress.task(f"lower {spec.label}"):
         proto = export(quantized, spec)
         passes = ("torch.onnx.export", "optimize", "check_model", "infer_shapes")
-        return _written(proto, traced_layers(proto, spec), quantized.scheme, spec, passes)
+        return _written(proto, traced_layers(proto, spec), quantized.scheme, spec, passes, quantized.grouped)
 
 
 def lower_file(file: LoweredModel, scheme: str, spec: LowerSpec) -> LoweredModel:
@@ -70,7 +75,12 @@ def lower_file(file: LoweredModel, scheme: str, spec: LowerSpec) -> LoweredModel
 
 
 def _written(
-    proto: Any, layers: tuple[Layer, ...], scheme: str, spec: LowerSpec, passes: tuple[str, ...]
+    proto: Any,
+    layers: tuple[Layer, ...],
+    scheme: str,
+    spec: LowerSpec,
+    passes: tuple[str, ...],
+    grouped: Sequence[GroupedWeight] = (),
 ) -> LoweredModel:
     """Write the IR of an ONNX graph."""
     library = openvino()
@@ -95,14 +105,14 @@ def _written(
     _part_square_attention(model)
     named = _named(model, layers)
     if scheme in _STORED:
-        narrower = _store(model, named, *_STORED[scheme])
+        narrower = _store(model, named, functools.partial(_in_int4, grouped) if grouped else _STORED[scheme])
         layers = tuple(
             dataclasses.replace(layer, weight_bytes=layer.weight_bytes // narrower.get(layer.name, 1))
             for layer in layers
         )
     _number(model, named)
-    if scheme == "weight-only-int8":
-        # OpenVINO's CPU plugin else quantizes the inputs of linear layers with int8 weights as it runs
+    if scheme in ("weight-only-int8", INT4_SCHEME):
+        # OpenVINO's CPU plugin else quantizes the inputs of linear layers with such weights as it runs
         model.set_rt_info("0", ["runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE"])
     path = spec.folder / "model.xml"
     library.serialize(model, str(path))
@@ -119,6 +129,8 @@ def _written(
         layers=layers,
         delegated_macs=None,
         stored=_elements(model),
+        zeros=zero_share(_weights(model)),
+        int4_db=read_back(grouped, _int4_weights(library.Core().read_model(str(path)))) if grouped else (),
         companions=(("weights", path.with_suffix(".bin")),),
     )
 
@@ -305,7 +317,7 @@ _LEAST_RANK = 2  # biases and scales weigh nothing
 _PASSING = frozenset({"Convert", "Multiply", "Reshape", "Transpose", "Unsqueeze", "Squeeze"})
 
 
-def _store(model: Any, named: Mapping[Any, str], shorten: Shorten, factor: int) -> dict[str, int]:
+def _store(model: Any, named: Mapping[Any, str], shorten: Shorten) -> dict[str, int]:
     """Store what can be in a shorter type, in place; return by how much the weights of which layers became shorter.
 
     Weights of a layer that no input comes to stay as they are: OpenVINO (2026.4.1) computes its result as it loads, and
@@ -327,9 +339,10 @@ def _store(model: Any, named: Mapping[Any, str], shorten: Shorten, factor: int) 
         if any(end.get_type_name() in _PRODUCTS and end.get_friendly_name() not in of_input for end in ends):
             continue
         values = op.data
-        widened = shorten(values) if values.ndim >= _LEAST_RANK else None
-        if widened is None:
+        shorter = shorten(values) if values.ndim >= _LEAST_RANK else None
+        if shorter is None:
             continue
+        widened, factor = shorter
         for reader in op.output(0).get_target_inputs():
             reader.replace_source_output(widened.output(0))
         found |= {names[end.get_friendly_name()]: factor for end in ends if end.get_friendly_name() in names}
@@ -343,20 +356,22 @@ def _first_use(node: Any) -> Any:
     return node
 
 
-def _in_half(values: NDArray[Any]) -> Any | None:
-    """Return the operator that gives float32 values from half ones; None where half does not hold them exactly."""
+def _in_half(values: NDArray[Any]) -> tuple[Any, int] | None:
+    """Store in half what half holds exactly."""
     from openvino import opset13
 
     with np.errstate(over="ignore"):
         half = values.astype(np.float16)
-    return opset13.convert(opset13.constant(half), "f32") if np.array_equal(half.astype(np.float32), values) else None
+    if not np.array_equal(half.astype(np.float32), values):
+        return None
+    return opset13.convert(opset13.constant(half), "f32"), 2
 
 
-def _in_int8(values: NDArray[Any]) -> Any | None:
-    """Return the operator that gives float32 values from int8 ones and a scale for each row or column.
+def _in_int8(values: NDArray[Any]) -> tuple[Any, int] | None:
+    """Store in int8, with a scale for each row or column, what was rounded so.
 
-    None where the values were not rounded so, apart from what float32 rounds in a batch norm folded into them. Rows may
-    have become columns, or have two axes: those of groups or directions come first.
+    Float32 may have rounded a batch norm folded into it. Rows may have become columns, or have two axes: those of
+    groups or directions come first.
     """
     from openvino import opset13
 
@@ -370,20 +385,81 @@ def _in_int8(values: NDArray[Any]) -> Any | None:
         whole = np.rint(steps)
         if np.abs(steps - whole).max() <= _ROUNDING_STEPS:
             stored = opset13.convert(opset13.constant(whole.astype(np.int8)), "f32")
-            return opset13.multiply(stored, opset13.constant(scale))
+            return opset13.multiply(stored, opset13.constant(scale)), 4
     return None
 
 
-# by scheme: what gives float32 values from shorter ones, and by how much these are shorter
-_STORED: dict[str, tuple[Shorten, int]] = {"fp16": (_in_half, 2), "weight-only-int8": (_in_int8, 4)}
+_STORED: dict[str, Shorten] = {"fp16": _in_half, "weight-only-int8": _in_int8, INT4_SCHEME: _in_int8}
+
+
+def _in_int4(grouped: Sequence[GroupedWeight], values: NDArray[Any]) -> tuple[Any, int] | None:
+    """Store in int4 what has the values of a grouped weight, in int8 what was rounded so.
+
+    The form is that of NNCF's compressed weights, which OpenVINO's plugins multiply by as they are.
+    """
+    from openvino import Shape, Tensor, Type, opset13
+
+    for weight in grouped:
+        codes, scales = weight.codes, weight.scales[..., None].astype(np.float16)
+        if np.array_equal(values, weight.values.T):  # inputs come first, in the file too
+            codes, scales = (np.ascontiguousarray(one.transpose(1, 2, 0)) for one in (codes, scales))
+        elif not np.array_equal(values, weight.values):
+            continue
+        held = Tensor(Type.i4, Shape(codes.shape))
+        held.data.view(np.uint8).ravel()[:] = packed_int4(codes)
+        stored = opset13.convert(opset13.constant(held), "f32")
+        widened = opset13.multiply(stored, opset13.convert(opset13.constant(scales), "f32"))
+        return opset13.reshape(widened, opset13.constant(np.array(values.shape, np.int64)), False), 8
+    return _in_int8(values)
+
+
+def _int4_weights(model: Any) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Yield the int4 weights of a written model as float32 matrices, with the names of the layers that they are of."""
+    from openvino import Type
+
+    for op in model.get_ordered_ops():
+        if op.get_type_name() != "Constant" or op.get_element_type() != Type.i4:
+            continue
+        codes = unpacked_int4(op.data.view(np.uint8).ravel(), tuple(op.get_output_shape(0)))
+        waiting = [(op, codes.astype(np.float32))]
+        while waiting:
+            at, values = waiting.pop()
+            for reader in (value.get_node() for value in at.output(0).get_target_inputs()):
+                if reader.get_type_name() == "MatMul":
+                    yield reader.get_friendly_name().partition("/")[0], values
+                elif reader.get_type_name() == "Multiply":
+                    scales = next(one.get_node() for one in reader.input_values() if one.get_node() != at)
+                    waiting.append((reader, values * scales.input_value(0).get_node().data.astype(np.float32)))
+                else:
+                    waiting.append((reader, values.reshape(tuple(reader.get_output_shape(0)))))
+
+
+def _weights(model: Any) -> Iterator[NDArray[Any]]:
+    """Yield the constants that do more than scale others."""
+    from openvino import Type
+
+    def scales(op: Any) -> bool:
+        readers = [reader.get_node() for reader in op.output(0).get_target_inputs()]
+        return all(
+            one.get_type_name() == "Multiply" or (one.get_type_name() == "Convert" and scales(one)) for one in readers
+        )
+
+    for op in model.get_ordered_ops():
+        if op.get_type_name() == "Constant" and (op.get_element_type() in (Type.i4, Type.i8) or not scales(op)):
+            shape = tuple(op.get_output_shape(0))
+            is_int4 = op.get_element_type() == Type.i4
+            yield unpacked_int4(op.data.view(np.uint8).ravel(), shape) if is_int4 else op.data
 
 
 def _elements(model: Any) -> tuple[tuple[str, int], ...]:
     """Return how many elements of each dtype the model holds as constants; masks of infinities are no weights."""
+    from openvino import Type
+
     tally: Counter[str] = Counter()
     for op in model.get_ops():
         if op.get_type_name() == "Constant":
+            is_int4 = op.get_element_type() == Type.i4
             dtype = np.dtype(op.get_element_type().to_dtype())
             if dtype.kind != "f" or np.isfinite(op.data).all():
-                tally[dtype.name] += int(np.prod(op.get_output_shape(0), dtype=np.int64))
+                tally["int4" if is_int4 else dtype.name] += int(np.prod(op.get_output_shape(0), dtype=np.int64))
     return tuple(sorted(tally.items()))

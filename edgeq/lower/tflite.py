@@ -9,7 +9,7 @@ import functools
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -333,13 +333,20 @@ def operators_of(model: Any) -> tuple[str, ...]:
 
 def elements_of(model: Any) -> tuple[tuple[str, int], ...]:
     """Return how many elements of each dtype the file holds as constants; masks of infinities are left out."""
-    graph = Graph(model)
     tally: Counter[str] = Counter()
-    for index in {tensor.buffer: index for index, tensor in enumerate(graph.tensors)}.values():
-        values = graph.constant(index)
-        if values is not None and (values.dtype.kind != "f" or np.isfinite(values).all()):
+    for values in constants_of(model):
+        if values.dtype.kind != "f" or np.isfinite(values).all():
             tally[values.dtype.name] += values.size
     return tuple(sorted(tally.items()))
+
+
+def constants_of(model: Any) -> Iterator[NDArray[Any]]:
+    """Yield the file's constants, each once."""
+    graph = Graph(model)
+    for index in {tensor.buffer: index for index, tensor in enumerate(graph.tensors)}.values():
+        values = graph.constant(index)
+        if values is not None:
+            yield values
 
 
 def _text(name: bytes | str | None) -> str:

@@ -15,7 +15,15 @@ from edgeq.core.operators import plain_operators
 from edgeq.core.results.model import Layer, LoweredModel, QuantizedModel, TensorSpec
 from edgeq.core.samples import fixed_at, sizes_text, tried_sizes
 from edgeq.core.system import Uncompiled
-from edgeq.lower.layers import MATRIX_OPS, archive_elements, conv_macs, matmul_macs, stored_layers
+from edgeq.lower.layers import (
+    MATRIX_OPS,
+    archive_elements,
+    archive_weights,
+    conv_macs,
+    matmul_macs,
+    stored_layers,
+    zero_share,
+)
 from edgeq.lower.spec import LowerSpec
 from edgeq.lower.torchscript_archive import strip_archive
 
@@ -68,6 +76,7 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
         layers=stored_layers(layers, quantized),
         delegated_macs=None,
         stored=archive_elements(path),
+        zeros=zero_share(archive_weights(path)),
     )
 
 

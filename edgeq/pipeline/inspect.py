@@ -50,6 +50,7 @@ class BundleInspection:
         layers: in the order of execution; none where they are not known.
         why_no_layers: the reason for none.
         measured: what each gate measured, by its name; none where the bundle's report is not known.
+        zeros: share of zeros among the weights; None where that is not known.
     """
 
     bundle: Bundle
@@ -57,6 +58,7 @@ class BundleInspection:
     layers: tuple[Layer, ...]
     why_no_layers: str
     measured: Mapping[str, str]
+    zeros: float | None = None
 
     def _repr_html_(self) -> str:
         """Return what the bundle holds as HTML tables, for notebooks; of the layers those with most bytes."""
@@ -173,6 +175,7 @@ def _bundle(folder: Path) -> BundleInspection:
         layers=() if row is None else row.layers,
         why_no_layers=why,
         measured={} if row is None else {gate.name: gate.measured for gate in row.gates},
+        zeros=None if row is None else row.zeros,
     )
 
 

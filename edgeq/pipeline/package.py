@@ -379,7 +379,7 @@ class ArtifactBuilder:
         self._states += [state for state in states if state is not None]
         asked = _asked_layers(self._job, float_module(inputs), lowered) if self._job.keep_fp32 else ()
         return Artifact(
-            quantized=dataclasses.replace(quantized, graph=None, exported=None, runs_as=None),
+            quantized=dataclasses.replace(quantized, graph=None, exported=None, runs_as=None, grouped=()),
             lowered=lowered,
             verified=verified,
             golden=golden,

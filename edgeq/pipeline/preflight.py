@@ -31,7 +31,7 @@ from edgeq.core.samples import varying_sizes
 from edgeq.core.schemes import AUTO, DEFAULT, NEEDS_CALIBRATION
 from edgeq.core.sources import BUILT_IN, HUGGING_FACE, TIMM
 from edgeq.core.system import check_extras, host_arch, processor_kind
-from edgeq.core.targets import TargetGroup, TargetProfile, why_fixed_sizes, why_not_run
+from edgeq.core.targets import TargetGroup, TargetProfile, schemes_instead, why_fixed_sizes, why_not_run
 from edgeq.load.dataset import has_no_labels
 from edgeq.load.inputs import parse_input, parse_inputs, parse_states
 from edgeq.lower.executorch import check_delegates
@@ -77,7 +77,7 @@ def left_out_candidates(job: Job, group: TargetGroup, scheme: str) -> dict[str, 
         try:
             if scheme not in (AUTO, DEFAULT, *target.schemes):
                 what = f"{target.name} does not support the scheme {scheme}"
-                raise UnsupportedError(what, f"its schemes: {', '.join(target.schemes)}")
+                raise UnsupportedError(what, schemes_instead(target, scheme))
             if (why := _refusal(job, target)) is not None:
                 raise why
             check_extras((target.runtime, target.backend))

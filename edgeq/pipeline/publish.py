@@ -180,6 +180,7 @@ def write_result(
         search=artifact.quantized.search,
         layer_sqnrs=artifact.quantized.layer_sqnrs,
         shipped=_shipped_figures(job),
+        zeros=artifact.lowered.zeros,
     )
 
 

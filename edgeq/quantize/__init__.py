@@ -76,6 +76,10 @@ METHODS: dict[tuple[str, str], Method] = {
         function="edgeq.quantize.half:true_half",
         description="weights and arithmetic in half precision",
     ),
+    ("onnx", "weight-only-int4"): Method(
+        function="edgeq.quantize.rounded:weight_only_int4",
+        description="linear weights stored in int4 by groups (MatMulNBits), all else and arithmetic in float32",
+    ),
     ("onnx", "static-int8"): Method(
         function="edgeq.quantize.pt2e:static_int8",
         description="PT2E, written as QuantizeLinear and DequantizeLinear",
@@ -99,6 +103,10 @@ METHODS: dict[tuple[str, str], Method] = {
     ("openvino", "fp16"): Method(
         function="edgeq.quantize.rounded:fp16",
         description="weights stored in half precision, arithmetic in float32",
+    ),
+    ("openvino", "weight-only-int4"): Method(
+        function="edgeq.quantize.rounded:weight_only_int4",
+        description="linear weights stored in int4 by groups, others in int8, arithmetic in float32",
     ),
     ("openvino", "static-int8"): Method(
         function="edgeq.quantize.pt2e:static_int8",

@@ -18,6 +18,7 @@ from edgeq.core.lazy import np
 from edgeq.core.results.model import TensorSpec
 from edgeq.core.samples import Batch, Dataset, batch_size, batches
 from edgeq.quantize.fake_quant import RANGE_SUFFIX
+from edgeq.quantize.spec import is_pruned
 
 _MEMO_BYTES = 64 * 10**6  # the teacher's outputs beyond this are computed again
 
@@ -78,6 +79,8 @@ class Distillation:
         self._is_whole = batch_size(samples, specs) == 0
         self._specs = self._batched(specs, min(options.batch, samples.count))
         self._parameters = {name: part for name, part in student.named_parameters() if part.requires_grad}
+        # of a pruned model: what was zero stays zero
+        self._pruned = {name: part == 0 for name, part in self._parameters.items() if is_pruned(part)}
         self._optimizer = _optimizer(self._parameters)
         self._average = self.weights()
         self._steps = -(-samples.count // options.batch)
@@ -134,6 +137,9 @@ class Distillation:
             if not math.isfinite(loss):
                 raise DivergedError
             self._optimizer.step()
+            with torch.no_grad():
+                for name, zeros in self._pruned.items():
+                    self._parameters[name].masked_fill_(zeros, 0)
             # average over about half an epoch
             share = 1 / max(5.0, self._steps / 2)
             with torch.no_grad():

@@ -1,19 +1,19 @@
-"""Weights rounded to what int8, half or a palette holds, in a float graph; OpenVINO and Core ML store them so."""
+"""Weights rounded to what int8, int4, half or a palette holds, in a float graph, which OpenVINO and others store so."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from edgeq.core.errors import UnsupportedError
-from edgeq.core.results.model import QuantizedModel
-from edgeq.core.schemes import COMPRESSED_ELEMENTS, INT8_STEPS, PALETTE_SCHEME
+from edgeq.core.results.model import NO_INT4_GROUP, NO_INT4_KERNEL, GroupedWeight, QuantizedModel
+from edgeq.core.schemes import COMPRESSED_ELEMENTS, INT4_GROUPS, INT4_SCHEME, INT8_STEPS, PALETTE_SCHEME
 from edgeq.core.system import check_extras
 from edgeq.quantize import half_graph
 from edgeq.quantize.half import module_types, true_half
 from edgeq.quantize.result import quantized_model
-from edgeq.quantize.spec import QuantizeSpec, inside, matched_names
+from edgeq.quantize.spec import QuantizeSpec, inside, is_pruned, matched_names
 from edgeq.quantize.weight_only import weight_only_linear_int8
 
 
@@ -28,7 +28,7 @@ def fp16(spec: QuantizeSpec) -> QuantizedModel:
 
     most = torch.finfo(torch.float16).max
 
-    def rounded(name: str, weight: Any, _axis: int) -> Any:
+    def rounded(name: str, weight: Any, _readers: Any) -> Any:
         largest = float(weight.abs().max())
         if largest > most:
             what = f"{name} holds {largest:.3g}, but half precision holds at most {most:.0f}"
@@ -48,14 +48,50 @@ def weight_only_int8(spec: QuantizeSpec) -> QuantizedModel:
         UnsupportedError: a model without weights.
         UsageError: a --keep-fp32 name that the model does not have.
     """
+
+    return _rounded(spec, "weight-only-int8", _in_int8, write_out=True)
+
+
+def _in_int8(_name: str, weight: Any, _readers: Sequence[Any]) -> Any:
     import torch
 
-    def rounded(_name: str, weight: Any, _axis: int) -> Any:
-        rows = tuple(range(1, weight.ndim))
-        scale = weight.abs().amax(dim=rows, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / INT8_STEPS
-        return torch.round(weight / scale) * scale
+    rows = tuple(range(1, weight.ndim))
+    scale = weight.abs().amax(dim=rows, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / INT8_STEPS
+    return torch.round(weight / scale) * scale
 
-    return _rounded(spec, "weight-only-int8", rounded, write_out=True)
+
+def weight_only_int4(spec: QuantizeSpec) -> QuantizedModel:
+    """Round the weights of linear layers to int4, with a scale for each group of inputs; zeros stay zeros.
+
+    OpenVINO stores the other weights in int8, as weight-only-int8 does; ONNX Runtime computes with them in float32.
+
+    Raises:
+        UnsupportedError: a model without a linear layer whose rows a group divides.
+        UsageError: a --keep-fp32 name that the model does not have.
+    """
+    import torch
+
+    grouped: list[GroupedWeight] = []
+    others: dict[str, list[str]] = {}
+
+    def rounded(name: str, weight: Any, readers: Sequence[Any]) -> Any:
+        owners = tuple(dict.fromkeys(half_graph.module_of(reader) or str(reader.name) for reader in readers)) or (name,)
+        matrix = _rows(weight, readers)
+        found = None if matrix is None else in_groups(matrix)
+        if found is None:
+            others.setdefault(NO_INT4_KERNEL if matrix is None else NO_INT4_GROUP, []).append(name)
+            return _in_int8(name, weight, readers) if spec.backend == "openvino" else None
+        grouped.append(GroupedWeight(layers=owners, codes=found[0].numpy(), scales=found[1].numpy()))
+        values = torch.from_numpy(grouped[-1].values)
+        return values if _is_row_major(readers) else values.T.contiguous()
+
+    made = _rounded(spec, INT4_SCHEME, rounded, write_out=spec.backend == "openvino")
+    if not grouped:
+        what = f"{INT4_SCHEME} quantized nothing: no group of 16 or more divides the rows of a linear layer"
+        instead = "weight-only-int8" if spec.backend == "openvino" else "static-int8 or dynamic-int8"
+        raise UnsupportedError(what, f"use --scheme {instead}, or omit --keep-fp32")
+    in_float = {why: tuple(dict.fromkeys(names)) for why, names in others.items()}
+    return dataclasses.replace(made, in_float=in_float, grouped=tuple(grouped))
 
 
 def weight_only_executorch(spec: QuantizeSpec) -> QuantizedModel:
@@ -73,9 +109,10 @@ def weight_only_executorch(spec: QuantizeSpec) -> QuantizedModel:
         return weight_only_linear_int8(spec)
     smallest = 2.0**-24  # that half precision holds
 
-    def rounded(_name: str, weight: Any, axis: int) -> Any:
+    def rounded(_name: str, weight: Any, readers: Sequence[Any]) -> Any:
         if weight.numel() <= COMPRESSED_ELEMENTS:
             return None
+        axis = int(any(map(_is_transposed, readers)))
         others = tuple(i for i in range(weight.ndim) if i != axis)
         half = weight.half().float()
         scale = (half.abs().amax(dim=others, keepdim=True) / INT8_STEPS).half().float().clamp(min=smallest)
@@ -100,16 +137,19 @@ def palette4(spec: QuantizeSpec) -> QuantizedModel:
     check_extras((PALETTE_SCHEME,))
     from sklearn.cluster import KMeans
 
-    def rounded(_name: str, weight: Any, _axis: int) -> Any:
+    def rounded(_name: str, weight: Any, _readers: Any) -> Any:
         if weight.numel() <= COMPRESSED_ELEMENTS:
             return None
         values, places, counts = torch.unique(weight.half().float(), return_inverse=True, return_counts=True)
         if len(values) <= _PALETTE:
             return values[places]
-        means = KMeans(_PALETTE, n_init=4, random_state=0)
-        found = means.fit(values.numpy()[:, None], sample_weight=counts.numpy())
+        others = values != 0 if is_pruned(weight) else torch.ones_like(values, dtype=torch.bool)  # zero gets a place
+        means = KMeans(_PALETTE - int(not others.all()), n_init=4, random_state=0)
+        found = means.fit(values[others].numpy()[:, None], sample_weight=counts[others].numpy())
         centres = torch.from_numpy(found.cluster_centers_.ravel()).half().float()
-        return centres[torch.from_numpy(found.labels_).long()][places]
+        nearest = torch.zeros_like(values)
+        nearest[others] = centres[torch.from_numpy(found.labels_).long()]
+        return nearest[places]
 
     return _in_half(spec, PALETTE_SCHEME, rounded)
 
@@ -126,8 +166,8 @@ def _in_half(spec: QuantizeSpec, scheme: str, rounded: Rounding) -> QuantizedMod
     return dataclasses.replace(made, graph=half.graph)
 
 
-# from a layer's name, its weight and the axis of its output channels; None where the weight stays as it is
-Rounding = Callable[[str, Any, int], Any]
+# from a layer's name, its weight and the nodes that read it; None where the weight stays as it is
+Rounding = Callable[[str, Any, Sequence[Any]], Any]
 
 
 def _rounded(spec: QuantizeSpec, scheme: str, rounded: Rounding, *, write_out: bool = False) -> QuantizedModel:
@@ -161,7 +201,7 @@ def _rounded(spec: QuantizeSpec, scheme: str, rounded: Rounding, *, write_out: b
         value = tensor.detach()
         if target in written_out and value.shape[0] == 1:  # the batch, before the heads
             value = value.squeeze(0)
-        value = rounded(owners[0], value, int(any(map(_is_transposed, readers))))
+        value = rounded(owners[0], value, readers)
         if value is None:
             left.update(dict.fromkeys(owners))
             continue
@@ -224,3 +264,64 @@ def _is_transposed(node: Any) -> bool:
     """Whether a node is a transposed convolution, whose output channels are its weight's second axis."""
     name = str(node.target)
     return "conv_transpose" in name or ("convolution" in name and len(node.args) > 6 and node.args[6] is True)
+
+
+# --- Int4 by groups.
+
+
+def in_groups(matrix: Any) -> tuple[Any, Any] | None:
+    """Round a matrix to int4, with the scale for each group that leaves the least squared error.
+
+    Scales are tried from the one that spends all 16 steps on the group's range down to three quarters of it: what is
+    clipped then costs less than the coarser steps of the rest. A negative scale gives the side with the larger end the
+    eighth step.
+
+    Args:
+        matrix: float32 [out, in].
+
+    Returns:
+        The codes, int8 [out, groups, size], and the scales, float32 [out, groups] of values that float16 holds; None
+        where no size of INT4_GROUPS divides the rows, or float16 does not hold a scale.
+    """
+    import torch
+
+    size = next((size for size in INT4_GROUPS if matrix.shape[1] % size == 0), None)
+    if size is None:
+        return None
+    groups = matrix.detach().reshape(len(matrix), -1, size)
+    end = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))
+    best = torch.full_like(end, float("inf"))
+    codes, scales = torch.zeros_like(groups, dtype=torch.int8), torch.ones_like(end)
+    for steps in (-8, 7):
+        for share in torch.linspace(1, 0.75, 11):
+            scale = (end * share / steps).half().float()
+            scale = torch.where(scale == 0, 1, scale)  # of zeros, and of what half rounds to zero
+            if not scale.isfinite().all():
+                return None
+            tried = (groups / scale).round().clamp(-8, 7)
+            error = (tried * scale - groups).square().sum(-1, keepdim=True)
+            better = error < best
+            best = torch.where(better, error, best)
+            codes, scales = torch.where(better, tried.to(torch.int8), codes), torch.where(better, scale, scales)
+    return codes, scales.squeeze(-1)
+
+
+def _rows(weight: Any, readers: Sequence[Any]) -> Any | None:
+    """Return a weight as [out, in] where matrix products alone read it, all in the same way; else None."""
+    if weight.ndim != 2 or not readers:
+        return None
+    if _is_row_major(readers):
+        return weight
+    return weight.T if all(_multiplies_by(one, ("mm", "matmul", "addmm")) for one in readers) else None
+
+
+def _is_row_major(readers: Sequence[Any]) -> bool:
+    """Whether all readers take the weight as nn.Linear has it, [out, in]."""
+    return all(_multiplies_by(one, ("linear",)) for one in readers)
+
+
+def _multiplies_by(node: Any, names: Collection[str]) -> bool:
+    """Whether a node is one of these products, of a value by a constant."""
+    name = half_graph.op_name(node)
+    factors = node.args[1:3] if name == "addmm" else node.args[:2]
+    return name in names and [factor.op == "get_attr" for factor in factors] == [False, True]

@@ -135,6 +135,17 @@ class QuantizeSpec:
         return self.model.inputs
 
 
+# --- Weights that came pruned.
+
+
+_PRUNED = 0.05  # zeros of a weight: training leaves next to none by chance
+
+
+def is_pruned(weight: Any) -> bool:
+    """Whether 5% or more of a matrix or kernel is exactly zero, which pruning does and training does not."""
+    return bool(weight.ndim > 1 and (weight == 0).float().mean() >= _PRUNED)
+
+
 # --- Module names and types as `--keep-fp32` gives them.
 
 

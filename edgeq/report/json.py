@@ -119,6 +119,7 @@ def _row(row: PackageResult) -> dict[str, Any]:
         "size_bytes": row.size_bytes,
         "download_bytes": row.download_bytes,
         "fp32_bytes": row.fp32_bytes or None,
+        "zeros": row.zeros,
         "delegated_macs": row.delegated_macs,
         "verified": _verified(row.verified),
         "gates": [_gate(gate) for gate in row.checked.gates],
@@ -412,6 +413,7 @@ class RowDocument(_Document):
     size_bytes: int
     download_bytes: int
     fp32_bytes: int | None
+    zeros: float | None = Field(description="share of zeros among the weights; null where they were not read")
     delegated_macs: float | None
     verified: VerifiedDocument
     gates: list[GateDocument]

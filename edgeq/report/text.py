@@ -52,6 +52,14 @@ def size(row: PackageResult) -> str:
     return f"{format_bytes(row.size_bytes)}\n{against}"
 
 
+_SPARSE = 0.25  # zeros of a pruned model; rounding to int4 leaves a tenth of normal values at zero, to int8 a hundredth
+
+
+def zeros(share: float | None) -> str:
+    """Return the share of zeros among an artifact's weights."""
+    return "not known" if share is None else f"{share:.1%} of the weights"
+
+
 def download(row: PackageResult) -> str:
     """Return the size of the published ZIP."""
     return format_bytes(row.download_bytes)
@@ -855,6 +863,7 @@ def _block(row: PackageResult, width: int) -> RenderableType:
     facts = (
         ("size", size(row)),
         ("download", download(row)),
+        *((("zeros", zeros(row.zeros)),) if (row.zeros or 0) >= _SPARSE else ()),
         (accuracy_head(row), accuracy(row)),
         ("agreement", agreement(row)),
         ("int8 MACs", int8_share(row)),

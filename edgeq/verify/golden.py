@@ -14,7 +14,11 @@ from edgeq.verify.channels import lattice_step, lost_channels
 from edgeq.verify.metrics import Comparison
 
 # float kernels differ by rounding only
-_FLOAT_FLOORS_DB = {"fp32": 60.0, "storage-fp16": 60.0, "weight-only-int8": 60.0, "fp16": 40.0, "bf16": 25.0}
+_FLOAT_FLOORS_DB = {
+    **dict.fromkeys(("fp32", "storage-fp16", "weight-only-int8", "weight-only-int4"), 60.0),
+    "fp16": 40.0,
+    "bf16": 25.0,
+}
 
 _INT8_FLOOR_DB = 20.0  # where the output is no quantized tensor, so that its step is not known
 

@@ -41,6 +41,7 @@ _ONNX_INT8 = frozenset(
 
 _ONNX_FLOAT = frozenset(
     {"Conv", "FusedConv", "ConvTranspose", "MatMul", "FusedMatMul", "Gemm", "FusedGemm", "LSTM", "GRU", "RNN"}
+    | {"MatMulNBits"}
 )
 
 

@@ -76,7 +76,7 @@ def test_every_scheme_of_an_onnx_file_has_a_plan_or_a_refusal(name, scheme, tmp_
         "--eval-data",
         str(evaluation),
     )
-    if scheme in target.schemes and scheme != "qat-int8":
+    if scheme in target.schemes and scheme not in ("qat-int8", "weight-only-int4"):  # of PyTorch models alone
         assert (code, err) == (ExitCode.OK, "")
         assert f"\n{name}, {scheme}\n" in out
     else:

@@ -434,6 +434,26 @@ class StoredLayer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GroupedWeight:
+    """A matrix in int4: neighbouring inputs share a scale, in groups.
+
+    Attributes:
+        layers: names of the layers that multiply by it.
+        codes: int8 [out, groups, size of a group], from -8 to 7.
+        scales: float32 [out, groups], of values that float16 holds.
+    """
+
+    layers: tuple[str, ...]
+    codes: Any
+    scales: Any
+
+    @property
+    def values(self) -> Any:
+        """The float32 matrix that it stands for, [out, in]."""
+        return (self.codes * self.scales[..., None]).reshape(len(self.codes), -1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReuseTolerances:
     """Tolerances for keeping parts of a shipped model in a new one.
 
@@ -493,7 +513,9 @@ class QuantizedModel:
         remarks: remarks for the user, such as layers that half precision cannot hold.
         layer_sqnrs: how far each layer is from the float graph's; None for schemes that calibrate no graph.
         in_float: names, in the artifact's table of layers, of those that stay in float without being asked to, by the
-            reason: `BEFORE_LOGARITHM`, `RECURRENT`, `NO_KERNEL`, `TRANSPOSED` or `COMPUTED`.
+            reason: `BEFORE_LOGARITHM`, `RECURRENT`, `NO_KERNEL`, `TRANSPOSED` or `COMPUTED`; of the scheme
+            weight-only-int4 those that are not in int4.
+        grouped: the weights that the artifact is to store in int4.
     """
 
     scheme: str
@@ -512,6 +534,7 @@ class QuantizedModel:
     remarks: tuple[str, ...] = ()
     layer_sqnrs: LayerSqnrs | None = None
     in_float: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    grouped: tuple[GroupedWeight, ...] = ()
 
 
 # why layers of a static int8 model stay in float, as the audit says it
@@ -520,6 +543,10 @@ RECURRENT = "recurrent layers, which have no kernel of static int8"
 NO_KERNEL = "recurrent layers of a kind that has no int8 kernel"
 TRANSPOSED = "transposed convolutions, which have no kernel of static int8"
 COMPUTED = "layers whose weights forward computes"
+
+# the same of layers that are not in int4
+NO_INT4_KERNEL = "convolutions, tables and recurrent layers, which have no 4-bit kernel"
+NO_INT4_GROUP = "rows that no group of 16 or more divides, or scales beyond float16"
 
 
 _LINEAR = re.compile(r"^(?:addmm|mm|linear\w*|quantized_lstm|quantized_gru|mkldnn_rnn_layer)$")  # operators of layers
@@ -648,6 +675,9 @@ class LoweredModel:
         kernels: the operators of the delegate's own program that multiply matrices, where nothing here runs it.
         weights_sqnr_db: how near the weights that the delegate stores compressed are to the graph's, the worst of them;
             None where none is, or where they were not read.
+        int4_db: of each layer that is to be in int4, how near the weight in the file is to the graph's, in dB; minus
+            infinity where the file does not hold it in 4 bits.
+        zeros: share of zeros among the weights, 0 to 1; None where they were not read.
         companions: files that go into the bundle beside the artifact, with their roles.
         cuda: what a GPU box must have; None for other runtimes.
         npu: what an Ethos-U must have; None for other backends.
@@ -667,6 +697,8 @@ class LoweredModel:
     stored: tuple[tuple[str, int], ...] = ()
     kernels: tuple[str, ...] = ()
     weights_sqnr_db: float | None = None
+    int4_db: tuple[tuple[str, float], ...] = ()
+    zeros: float | None = None
     companions: tuple[Companion, ...] = ()
     cuda: CudaFacts | None = None
     npu: NpuFacts | None = None

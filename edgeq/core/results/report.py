@@ -403,6 +403,7 @@ class PackageResult(Judged):
         work: what the float model computes; None where that is not known, and in older reports.
         compared: with float on the same target; None where --compare was not given.
         shipped: the shipped model in figures, as its report has them; None where none was named.
+        zeros: share of zeros among the artifact's weights, 0 to 1; None where they were not read, and in older reports.
     """
 
     model: str
@@ -431,6 +432,7 @@ class PackageResult(Judged):
     work: ModelWork | None = None
     compared: Comparison | None = None
     shipped: Variant | None = None
+    zeros: float | None = None
 
     def __repr__(self) -> str:
         return f"<PackageResult {self.model} {self.label}: {_verdict(self.checked)}, {self.path}>"

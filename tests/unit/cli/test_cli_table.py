@@ -157,7 +157,7 @@ def test_json_is_strict_and_its_keys_are_stable(mixed):
     assert set(first) == {
         "model", "target", "scheme", "path", "digest", "passed", "exit_code", "weights", "cached", "size_bytes",
         "download_bytes", "fp32_bytes", "delegated_macs", "verified", "gates", "warnings", "seconds", "reuse", "search",
-        "auto", "fastest", "compared", "layer_sqnrs", "default",
+        "auto", "fastest", "compared", "layer_sqnrs", "default", "zeros",
     }  # fmt: skip
     assert set(first["verified"]) == {
         "host", "parity", "fidelity", "timing", "int8_macs", "int8_macs_unmatched", "peak_memory_bytes", "load_ms",

@@ -7,7 +7,16 @@ import pytest
 from edgeq.core import profiles
 from edgeq.core.errors import UsageError
 from edgeq.core.profiles import group_files, profile_files, profile_values
-from edgeq.core.targets import App, Audit, TargetGroup, accelerator, load_target, load_target_or_group, verified_by
+from edgeq.core.targets import (
+    App,
+    Audit,
+    TargetGroup,
+    accelerator,
+    load_target,
+    load_target_or_group,
+    schemes_instead,
+    verified_by,
+)
 
 SHIPPED = (
     "android-arm64-ort",
@@ -258,3 +267,19 @@ def test_what_an_npu_and_its_schemes_must_be(tmp_path: Path, text: str, why: str
     # keys of the file come before its tables
     with pytest.raises(UsageError, match=why):
         load_target(write(tmp_path / "mine.toml", f'name = "mine"\n{text}'))
+
+
+@pytest.mark.parametrize(
+    ("target", "scheme", "why", "instead"),
+    [
+        ("linux-x86_64-x86", "weight-only-int4", "only OpenVINO and ONNX Runtime have kernels", "weight-only-int8"),
+        ("ios-arm64-coreml", "weight-only-int4", "only OpenVINO and ONNX Runtime have kernels", "weight-only-palette4"),
+        ("linux-x86_64-ort", "weight-only-palette4", "only Core ML has kernels for palettes", "dynamic-int8"),
+        ("android-arm64-qnn-htp", "weight-only-int4", "only OpenVINO and ONNX Runtime have kernels", "static-a16w8"),
+    ],
+)
+def test_a_scheme_without_kernels_is_refused_with_what_suits(target, scheme, why, instead):
+    text = schemes_instead(load_target(target), scheme)
+    assert why in text
+    assert text.endswith(f"use --scheme {instead} on this target")
+    assert "kernels" not in schemes_instead(load_target(target), "bf16")

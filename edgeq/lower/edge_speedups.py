@@ -115,6 +115,39 @@ class _Unknown(Exception):
     pass
 
 
+def _state_of(graph: Any) -> tuple[Any, ...]:
+    """Return what tells whether a graph is as it was; raises _Unknown where rebuilding it may depend on more."""
+    nodes = []
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            raise _Unknown
+        value = None if node.op == "output" else _of_value(node.meta.get("val"))
+        nodes.append((node.op, node.target, node.name, _of_argument(node.args), _of_argument(node.kwargs), value))
+    return tuple(nodes)
+
+
+def _of_value(value: Any) -> Any:
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    if type(value) in (tuple, list):
+        return tuple(map(_of_value, value))
+    if type(value) is not FakeTensor or value.constant is not None or value._has_symbolic_sizes_strides:
+        raise _Unknown
+    return _Same(value)
+
+
+def _of_argument(value: Any) -> Any:
+    from torch.fx import Node
+
+    if isinstance(value, Node):
+        return value.name
+    if isinstance(value, (tuple, list)):
+        return tuple(map(_of_argument, value))
+    if isinstance(value, dict):
+        return tuple((name, _of_argument(item)) for name, item in value.items())
+    return type(value), str(value)
+
+
 class _Same:
     """A value that only equals itself; it lives as long as what names it."""
 
@@ -183,8 +216,6 @@ def settled_graphs() -> Iterator[None]:
     Upstream: the passes that changed nothing could return `PassResult(graph_module, False)` before `super().call`.
     """
     from executorch.exir.pass_base import ExportPass, _ExportPassBase
-    from torch._subclasses.fake_tensor import FakeTensor
-    from torch.fx import Node
     from torch.fx.passes.infra.pass_base import PassResult
 
     rebuild = _ExportPassBase.call
@@ -193,42 +224,16 @@ def settled_graphs() -> Iterator[None]:
     own_way: dict[type, bool] = {}
     settled: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
-    def of_value(value: Any) -> Any:
-        if type(value) in (tuple, list):
-            return tuple(map(of_value, value))
-        if type(value) is not FakeTensor or value.constant is not None or value._has_symbolic_sizes_strides:
-            raise _Unknown
-        return _Same(value)
-
-    def of_argument(value: Any) -> Any:
-        if isinstance(value, Node):
-            return value.name
-        if isinstance(value, (tuple, list)):
-            return tuple(map(of_argument, value))
-        if isinstance(value, dict):
-            return tuple((name, of_argument(item)) for name, item in value.items())
-        return type(value), str(value)
-
-    def state_of(graph: Any) -> tuple[Any, ...]:
-        """Return what tells whether a graph is as it was; raises _Unknown where rebuilding may depend on more."""
-        nodes = []
-        for node in graph.nodes:
-            if node.op == "get_attr":
-                raise _Unknown
-            value = None if node.op == "output" else of_value(node.meta.get("val"))
-            nodes.append((node.op, node.target, node.name, of_argument(node.args), of_argument(node.kwargs), value))
-        return tuple(nodes)
-
     def call(self: Any, graph_module: Any) -> Any:
         kind = type(self)
         if kind not in own_way:
             own_way[kind] = any(getattr(kind, name) is not getattr(ExportPass, name) for name in hooks)
         with contextlib.suppress(_Unknown):
-            if not own_way[kind] and settled.get(graph_module.graph) == state_of(graph_module.graph):
+            if not own_way[kind] and settled.get(graph_module.graph) == _state_of(graph_module.graph):
                 return PassResult(graph_module, True)
         result = rebuild(self, graph_module)
         with contextlib.suppress(_Unknown):
-            settled[result.graph_module.graph] = state_of(result.graph_module.graph)
+            settled[result.graph_module.graph] = _state_of(result.graph_module.graph)
         return result
 
     with replaced(_ExportPassBase, "call", call):
@@ -237,7 +242,7 @@ def settled_graphs() -> Iterator[None]:
 
 @contextlib.contextmanager
 def unprinted_graphs() -> Iterator[None]:
-    """Write no graph as text for a message that nobody logs, as XNNPACK's pass for attention does before and after.
+    """Write no graph as text for a message that is not logged, as XNNPACK's pass for attention does before and after.
 
     Upstream: `logger.isEnabledFor(logging.DEBUG)` around the two messages.
     """

@@ -13,7 +13,7 @@ from typing import Any
 
 from edgeq.core.errors import UnsupportedError, UsageError, first_line
 from edgeq.core.lazy import np
-from edgeq.core.ort_format import required_operators
+from edgeq.core.ort_format import required_operators, settled
 from edgeq.core.results.model import Layer, LoweredModel, ModelWork, Operator, QuantizedModel, TensorSpec
 from edgeq.core.samples import varying_sizes
 from edgeq.core.system import quiet
@@ -821,5 +821,6 @@ def write_ort(source: Path) -> Path:
     except Exception as err:  # onnxruntime raises a type for each of its codes
         what = f"ONNX Runtime cannot write the model in its own format: {first_line(err)}"
         raise UnsupportedError(what, "use a target whose file_format is onnx") from err
+    target.write_bytes(settled(target.read_bytes()))
     source.unlink()
     return target

@@ -114,6 +114,9 @@ _LOWERED = frozenset({".pte", ".ptl"})
 
 _ARTIFACTS = _LOWERED | {".pt2", ".onnx"}
 
+# ways in which a file gives itself names that only running it tells, such as `exec` or `setattr(sys.modules[…], …)`
+_MAKES_NAMES = frozenset({"exec", "globals", "locals", "vars", "modules", "import_module", "__dict__"})
+
 
 def preflight(job: Job, *, builds_here: bool = True) -> None:
     """Check a job before anything slow starts, without torch: files, texts, options, extras and tools.
@@ -362,6 +365,7 @@ def _check_function(text: str, option: str) -> None:
     except (OSError, ValueError, SyntaxError):  # loading it has a better message
         return
     defined: list[str] = []
+    used: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             defined.append(node.name)
@@ -369,7 +373,11 @@ def _check_function(text: str, option: str) -> None:
             defined += [(alias.asname or alias.name).partition(".")[0] for alias in node.names]
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             defined.append(node.id)
-    computed = {"*", "__getattr__"} & {*defined} or "globals" in ast.dump(tree)
+        elif isinstance(node, ast.Name):
+            used.add(node.id)
+        elif isinstance(node, ast.Attribute):
+            used.add(node.attr)
+    computed = {"*", "__getattr__"} & {*defined} or _MAKES_NAMES & used
     if not computed and name.isidentifier() and name not in defined:
         functions = [one.name for one in tree.body if isinstance(one, ast.FunctionDef | ast.ClassDef)]
         what = f"{option}: no {name!r} in {path}.{nearest(name, functions)}"

@@ -87,7 +87,16 @@ def test_a_wrong_name_is_found_without_torch(source: str, what: str) -> None:
 
 
 def test_names_that_a_file_computes_are_left_to_its_import() -> None:
-    for text in ("from torch.nn import *", "globals()['late'] = print", "def __getattr__(name): ...", "def broken(:"):
+    for text in (
+        "from torch.nn import *",
+        "globals()['late'] = print",
+        "vars()['late'] = print",
+        "for size in (1, 2): exec(f'def late{size}(): ...')",
+        "import sys\nsetattr(sys.modules[__name__], 'late', print)",
+        "import sys\nsys.modules[__name__].__dict__['late'] = print",
+        "def __getattr__(name): ...",
+        "def broken(:",
+    ):
         Path("net.py").write_text(text)
         check_source("net.py:late")
 

@@ -45,7 +45,7 @@ def test_several_schemes_lie_beside_each_other(package: Run, project: Project) -
     assert set(row) == {
         *("model", "target", "scheme", "path", "digest", "passed", "exit_code", "weights", "cached", "size_bytes"),
         *("download_bytes", "fp32_bytes", "delegated_macs", "verified", "gates", "warnings", "seconds"),
-        *("reuse", "search", "auto", "default", "fastest", "compared", "layer_sqnrs"),
+        *("reuse", "search", "auto", "default", "fastest", "compared", "layer_sqnrs", "zeros"),
     }
     assert (result.json["exit_code"], result.json["installed"]) == (0, [])
     assert result.json["data"]["evaluation_samples"] == 100

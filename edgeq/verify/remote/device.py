@@ -183,6 +183,8 @@ def _facts(process: subprocess.Popen[bytes]) -> dict[str, str]:
 
 _TRANSFER_S = 600.0
 
+_ENDED = 125  # the stay ended while the runner ran
+
 _SYSTEM = "system"  # the folder of the C and C++ libraries: Android has others, and an old board older ones
 
 # not exec: the shell tells a signal as 128 + its number, which ssh would not. A runner that starts while the stay ends
@@ -193,6 +195,7 @@ cd {folder} && chmod 755 {loader} || exit 126
 echo $! >{name}.pid && [ ! -e over ] && [ -d {name} ] || kill -9 $!
 wait $!
 s=$?
+[ ! -e over ] && [ -d {name} ] || exit {ended}
 rm -f {name}.pid
 exit $s
 """
@@ -223,7 +226,7 @@ class Session:
         folders = (_SYSTEM, f"{home}/{work.runtime.wheel.build.library_folder}")
         command = [f"./{loader}", "--library-path", ":".join(folders), f"./{home}/runner"]
         command += arguments(work, PurePosixPath(model), PurePosixPath(name))
-        script = _RUN.format(folder=self.board.folder, loader=loader, command=joined(command), name=name)
+        script = _RUN.format(folder=self.board.folder, loader=loader, command=joined(command), name=name, ended=_ENDED)
         return self._link.shell(script), environment()
 
     def finish(self, work: Work, place: Path, status: int) -> int:
@@ -236,7 +239,8 @@ class Session:
         problem = self._link.broken(status, said)
         if problem is not None:
             raise problem
-        if status < 0:  # ssh or adb themselves were killed
+        # ssh or adb themselves were killed, or what held the device was, whose end killed the runner there
+        if status < 0 or status == _ENDED:
             raise EnvironmentProblem(f"{self.board.name}: the connection was closed", "try again")
         if status in (126, 127):  # the shell's: not executable, not found
             what = f"{self.board.name} cannot run programs in {self.board.folder}: {said.strip()[-200:]}"

@@ -171,10 +171,16 @@ def test_models_in_which_patterns_could_match_get_them():
         def forward(self, x):
             return nn.functional.interpolate(x, scale_factor=2, mode="bilinear")
 
+    class Attends(nn.Module):
+        def forward(self, x):
+            return nn.functional.scaled_dot_product_attention(x, x, x)
+
     own = (sdpa.get_graphs, bilinear_2d.get_graphs_dict)
     image = (torch.rand(1, 3, 16, 16),)
     with needed_patterns(torch.export.export(Resizes(), image)):
-        assert (sdpa.get_graphs, bilinear_2d.get_graphs_dict) == own
+        assert (sdpa.get_graphs, bilinear_2d.get_graphs_dict) == (list, own[1])
+    with needed_patterns(torch.export.export(Attends(), image)):
+        assert (sdpa.get_graphs, bilinear_2d.get_graphs_dict) == (own[0], dict)
     with needed_patterns(torch.export.export(SmallNet().eval(), image)):
         assert sdpa.get_graphs() == []
         assert bilinear_2d.get_graphs_dict() == {}

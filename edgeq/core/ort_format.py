@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import struct
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,10 @@ def settled(data: bytes) -> bytes:
     ONNX Runtime (1.31) writes its table of kernel types in the order of a hash map, whose seed is an address: the
     bytes differ from process to process. The table comes last, and a flatbuffer is built from its end, so that it lies
     in front of the model; what lies behind never points to it. It is written again, sorted by operator, in front of the
-    model's own bytes. A version that lays a file out otherwise has its bytes left as they are.
+    model's own bytes.
+
+    Warns:
+        UserWarning: this version of ONNX Runtime lays a file out otherwise, and its bytes are left as they are.
     """
     fbs = _schema()
     session = fbs.InferenceSession.InferenceSession.GetRootAs(data, 0)
@@ -54,6 +58,8 @@ def settled(data: bytes) -> bytes:
     model_at = model._tab.Pos
     start = min(model_at, model_at - struct.unpack_from("<i", data, model_at)[0])  # with the table of its fields
     if resolver is None or start <= resolver._tab.Pos:
+        what = "ONNX Runtime has another layout of files than version 1.31, for which edgeq is written"
+        warnings.warn(f"{what}: equal models may get .ort files with different bytes", stacklevel=2)
         return data
     front, field_at = _front(session, resolver)
     body = data[start:]

@@ -373,10 +373,10 @@ def _check_function(text: str, option: str) -> None:
             defined += [(alias.asname or alias.name).partition(".")[0] for alias in node.names]
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             defined.append(node.id)
-        elif isinstance(node, ast.Name):
+        elif isinstance(node, ast.Name) and node.id != "modules":
             used.add(node.id)
-        elif isinstance(node, ast.Attribute):
-            used.add(node.attr)
+        elif isinstance(node, ast.Attribute) and (node.attr != "modules" or ast.unparse(node.value) == "sys"):
+            used.add(node.attr)  # `net.modules()` and a list of modules make no names, `sys.modules` may
     computed = {"*", "__getattr__"} & {*defined} or _MAKES_NAMES & used
     if not computed and name.isidentifier() and name not in defined:
         functions = [one.name for one in tree.body if isinstance(one, ast.FunctionDef | ast.ClassDef)]

@@ -101,6 +101,12 @@ def test_names_that_a_file_computes_are_left_to_its_import() -> None:
         check_source("net.py:late")
 
 
+def test_a_wrong_name_is_told_at_once_beside_a_nets_modules() -> None:
+    Path("net.py").write_text("def later(net):\n    modules = [*net.modules()]\n    return modules\n")
+    with pytest.raises(UsageError, match="later"):
+        check_source("net.py:late")
+
+
 @pytest.mark.parametrize(("allowed", "code"), [((), ExitCode.VERIFICATION), (("accuracy_drop",), ExitCode.OK)])
 def test_a_drop_without_data_is_refused_at_once(allowed: tuple[str, ...], code: ExitCode) -> None:
     gates = GateOptions(limits=(("accuracy_drop", 1.0),), allow_unmeasured=allowed)

@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -151,6 +151,64 @@ def plain_deform_conv2d(
     own = bias if isinstance(bias, torch.nn.Parameter) else None
     result = functional.conv2d(samples, weight, own, (kernel_h, kernel_w), groups=groups)
     return result if own is not None else result + bias.reshape(-1, 1, 1)
+
+
+# --- Recurrent cells as linear layers: nn.GRUCell and the like multiply in one operator, which no quantizer knows. The
+# formulas are those of PyTorch's documentation of nn.LSTMCell, nn.GRUCell and nn.RNNCell.
+
+
+def lstm_step(of_input: Any, of_hidden: Any, cell: Any) -> tuple[Any, Any]:
+    """Return hidden state and cell state, [..., hidden], of both products, [..., 4 * hidden], and the last cell state.
+
+    The products are those of input and hidden state with their weights, biases added.
+    """
+    import torch
+
+    i, f, g, o = (of_input + of_hidden).chunk(4, -1)
+    cell = torch.sigmoid(f) * cell + torch.sigmoid(i) * torch.tanh(g)
+    return torch.sigmoid(o) * torch.tanh(cell), cell
+
+
+def gru_step(of_input: Any, of_hidden: Any, hidden: Any) -> Any:
+    """Return the hidden state, [..., hidden], of both products, [..., 3 * hidden], and the last hidden state."""
+    import torch
+
+    (r, z, n), (hidden_r, hidden_z, hidden_n) = of_input.chunk(3, -1), of_hidden.chunk(3, -1)
+    z = torch.sigmoid(z + hidden_z)
+    n = torch.tanh(n + torch.sigmoid(r + hidden_r) * hidden_n)
+    return n + z * (hidden - n)
+
+
+def plain_cells() -> dict[str, Callable[..., Any]]:
+    """Return what computes recurrent cells by linear layers: by the operator's name, with its arguments.
+
+    These are input [N, in], hidden state [N, hidden], of an LSTM that and the cell state, the weights of input and
+    hidden state, [gates * hidden, in or hidden], and their biases, or None.
+    """
+    import torch
+
+    def products(x: Any, hidden: Any, weights: tuple[Any, ...]) -> tuple[Any, Any]:
+        of_input, of_hidden, bias_of_input, bias_of_hidden = (*weights, None, None)[:4]
+        linear = torch.nn.functional.linear
+        return linear(x, of_input, bias_of_input), linear(hidden, of_hidden, bias_of_hidden)
+
+    return {
+        "lstm_cell": lambda x, state, *weights: lstm_step(*products(x, state[0], weights), state[1]),
+        "gru_cell": lambda x, hidden, *weights: gru_step(*products(x, hidden, weights), hidden),
+        "rnn_tanh_cell": lambda x, hidden, *weights: torch.tanh(sum(products(x, hidden, weights))),
+        "rnn_relu_cell": lambda x, hidden, *weights: torch.relu(sum(products(x, hidden, weights))),
+    }
+
+
+@contextlib.contextmanager
+def cells_as_layers() -> Iterator[None]:
+    """Let the recurrent cells that modules call be captured in the block as `plain_cells`."""
+    import torch
+
+    with contextlib.ExitStack() as stack:
+        for name, cell in plain_cells().items():
+            stack.enter_context(replaced(torch._VF, name, cell))
+        yield
 
 
 # --- Sizes that vary, as torch.export takes them.

@@ -26,8 +26,10 @@ from edgeq.core.errors import (
 )
 from edgeq.core.operators import (
     DEFORM,
+    cells_as_layers,
     exported,
     open_steps,
+    plain_cells,
     plain_deform_conv2d,
     plain_operators,
     traced_at,
@@ -186,14 +188,16 @@ def capture(model: LoadedModel) -> Any:
     guards: list[_Guard] = []
     if model.kind == "exported":
         program = model.model
-        held = [node.target for node in program.graph.nodes if str(node.target) == DEFORM]
+        plain = {DEFORM: plain_deform_conv2d}
+        plain |= {f"aten.{name}.default": cell for name, cell in plain_cells().items()}
+        held = {node.target for node in program.graph.nodes if str(node.target) in plain}
         if held:
-            program = decomposed(program, {held[0]: plain_deform_conv2d})
+            program = decomposed(program, {target: plain[str(target)] for target in held})
         with silenced(), plain_operators():
             program = with_plain_bags(program, inputs, model.inputs)
     else:
         try:
-            with silenced(), _plain_bags(), plain_operators(), _noted(guards):
+            with silenced(), _plain_bags(), plain_operators(), cells_as_layers(), _noted(guards):
                 program = exported(model.model, inputs, model.inputs)
         except Exception as err:  # export raises many types, most of them internal
             if any(one.most is None for spec in model.inputs for one in spec.varying):
@@ -459,7 +463,7 @@ def with_constants(program: Any, inputs: tuple[Any, ...], specs: Sequence[Tensor
         multiplied = any(kind.startswith(("aten.conv", "aten.linear", "aten.matmul", "aten.mm.")) for kind in kinds)
         return multiplied or str(node.target).startswith(("aten.conv", "aten.linear")) or "upsample" in str(node.target)
 
-    if not any(is_wanted(node) for node in _computed_from_constants(program)):
+    if not any(is_wanted(node) for node in _computed_from_constants(program, with_zeros=True)):
         return program
     module = program.module()
     values: dict[Any, Any] = {}  # of nodes that depend on no input
@@ -467,7 +471,9 @@ def with_constants(program: Any, inputs: tuple[Any, ...], specs: Sequence[Tensor
     written = _written(module.graph)
     fixed: set[Any] = set()
     for node in module.graph.nodes:
-        inputs_fixed = bool(node.all_input_nodes) and all(arg in fixed for arg in node.all_input_nodes)
+        inputs_fixed = _is_zeros(node) or (
+            bool(node.all_input_nodes) and all(arg in fixed for arg in node.all_input_nodes)
+        )
         if node not in written and (node.op == "get_attr" or (node.op == "call_function" and inputs_fixed)):
             fixed.add(node)
     sources: dict[Any, frozenset[Any]] = {}  # what it is computed from
@@ -477,6 +483,9 @@ def with_constants(program: Any, inputs: tuple[Any, ...], specs: Sequence[Tensor
         if node.op == "get_attr":
             sources[node] = frozenset([node])
             values[node] = functools.reduce(getattr, node.target.split("."), module)
+        elif _is_zeros(node):
+            sources[node] = frozenset()
+            values[node] = torch.zeros(node.meta["val"].shape, dtype=node.meta["val"].dtype)
         elif node.op == "call_function" and node.all_input_nodes and all(arg in values for arg in node.all_input_nodes):
             args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
             with torch.no_grad():
@@ -501,18 +510,24 @@ def with_constants(program: Any, inputs: tuple[Any, ...], specs: Sequence[Tensor
         return with_modules(exported(module, inputs, specs))
 
 
-def _computed_from_constants(program: Any) -> list[Any]:
-    """Return the calls of a program that depend on none of its inputs."""
+def _computed_from_constants(program: Any, *, with_zeros: bool = False) -> list[Any]:
+    """Return the calls of a program that read parameters, buffers, perhaps zeros, and what is computed from these."""
     inputs = set(program.graph_signature.user_inputs)
     known: set[Any] = set()
     found = []
     for node in program.graph.nodes:
-        if node.op == "placeholder" and node.name not in inputs:
+        if (node.op == "placeholder" and node.name not in inputs) or (with_zeros and _is_zeros(node)):
             known.add(node)
         elif node.op == "call_function" and node.all_input_nodes and known.issuperset(node.all_input_nodes):
             known.add(node)
             found.append(node)
     return found
+
+
+def _is_zeros(node: Any) -> bool:
+    """Whether a node makes a tensor of zeros of a fixed size, such as a first hidden state."""
+    makers = ("aten.zeros.default", "aten.new_zeros.default", "aten.zeros_like.default")
+    return str(node.target) in makers and all(isinstance(size, int) for size in node.meta["val"].shape)
 
 
 def _takes_no_more(node: Any, values: Mapping[Any, Any], sources: Collection[Any], fixed: Collection[Any]) -> bool:

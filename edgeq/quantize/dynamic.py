@@ -12,7 +12,7 @@ from edgeq.quantize.capture import calls_of, example_tensors
 from edgeq.quantize.fx import engine
 from edgeq.quantize.fx_export import exported_graph
 from edgeq.quantize.fx_observers import split_layers
-from edgeq.quantize.fx_workarounds import open_attention
+from edgeq.quantize.fx_workarounds import open_layers
 from edgeq.quantize.result import float_copy, output_steps, quantized_model, type_names
 from edgeq.quantize.spec import QuantizeSpec, inside, matched_names
 from edgeq.quantize.weight_only import store_embeddings
@@ -21,7 +21,7 @@ from edgeq.quantize.weight_only import store_embeddings
 def dynamic_int8(spec: QuantizeSpec) -> QuantizedModel:
     """Convert linear and recurrent layers, and store the tables of embeddings in int8.
 
-    nn.MultiheadAttention is taken apart into linear layers first.
+    nn.MultiheadAttention and recurrent cells are taken apart into linear layers first.
 
     Raises:
         UnsupportedError: an exported program, a layer that the engine cannot pack, or no layer of these kinds.
@@ -32,7 +32,7 @@ def dynamic_int8(spec: QuantizeSpec) -> QuantizedModel:
 
     module = float_copy(spec, "dynamic-int8")
     kept = matched_names(spec.keep_fp32, type_names(module))
-    open_attention(module)
+    open_layers(module)
     inputs = example_tensors(spec.inputs)
     if _weights_read_elsewhere(module, inputs):
         try:

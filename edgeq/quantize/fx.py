@@ -38,7 +38,7 @@ from edgeq.quantize.fx_workarounds import (
     kept_names,
     leave_unlike_sums,
     observe_floats_only,
-    open_attention,
+    open_layers,
     plain,
     saturate_clamps,
     without_mutations,
@@ -194,7 +194,7 @@ def prepare(spec: QuantizeSpec) -> Any:
 
     exchange_layers(module)
     # FX calls PyTorch's own attention and encoder layers as a whole, in float, and replaces layers without their hooks
-    by_export = "attention FX leaves in float" if open_attention(module) else ""
+    by_export = "attention FX leaves in float" if open_layers(module) else ""
     by_export = by_export or ("hooks FX drops" if any(map(_has_hooks, module.modules())) else "")
     try:
         prepared, kept = observed(exported_graph(module, spec.inputs) if by_export else module)

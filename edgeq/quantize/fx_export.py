@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from edgeq.core.operators import exported, open_steps, plain_operators
+from edgeq.core.operators import cells_as_layers, exported, open_steps, plain_cells, plain_operators
 from edgeq.core.results.model import TensorSpec
 from edgeq.core.speedups import decomposed
 from edgeq.quantize.capture import (
@@ -98,11 +98,12 @@ def exported_graph(module: Any, specs: Sequence[TensorSpec]) -> Any:
     """
     with silenced(), torch.no_grad():
         inputs = example_tensors(specs)
-        with plain_operators():
+        with plain_operators(), cells_as_layers():
             program = with_plain_bags(exported(module, inputs, specs), inputs, specs)
+        cells = {getattr(_ATEN, name).default: cell for name, cell in plain_cells().items()}
         with open_steps(specs):
             # without writes in place, so that what is computed from weights alone can be told
-            program = decomposed(plain_convolutions(program), {})
+            program = decomposed(plain_convolutions(program), cells)
         program = with_constants(program, inputs, specs)
         graph_module = without_copies(program.module(check_guards=False))
     graph = graph_module.graph

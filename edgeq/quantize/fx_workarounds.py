@@ -21,7 +21,8 @@ Seen in torch 2.15.0 (`pt2e_workarounds` has the list of the other routes):
 - The engines pad both sides alike and with zeros, pack functional convolutions by arguments that must be written out,
   and have no int8 kernel of a sigmoid in place, of a number before a tensor, of most modes of resizing, of a clamp with
   one bound: `exchange_layers`, `use_int8_forms`, `bound_clamps`.
-- nn.MultiheadAttention multiplies by raw parameters, which no method can exchange: `open_attention`.
+- nn.MultiheadAttention and recurrent cells multiply by raw parameters, which no method can exchange:
+  `open_layers`.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from torch.ao.quantization.observer import _is_activation_post_process
 from torch.nn.utils import parametrize
 
 from edgeq.core.errors import UnsupportedError, traced_line
+from edgeq.core.operators import gru_step, lstm_step
 from edgeq.core.system import replaced
 from edgeq.quantize.capture import calls_of
 from edgeq.quantize.spec import matched_names
@@ -796,22 +798,27 @@ def _bounds(node: Any) -> tuple[float, float] | None:
     return (float("-inf") if least is None else float(least), float("inf") if most is None else float(most))
 
 
-# --- Attention as linear layers: nn.MultiheadAttention multiplies by raw parameters, which no method can exchange.
+# --- Attention and recurrent cells as linear layers: they multiply by raw parameters, which no method can exchange.
 
 
-def open_attention(module: Any) -> bool:
-    """Replace every nn.MultiheadAttention in place by its equal made of linear layers; return whether there was any.
+def open_layers(module: Any) -> bool:
+    """Replace what multiplies by raw parameters by its equal made of linear layers, in place.
 
-    Those with rows added to key and value (`add_bias_kv`, `add_zero_attn`) stay as they are.
+    These are nn.MultiheadAttention, nn.LSTMCell, nn.GRUCell and nn.RNNCell. Attention with rows added to key and value
+    (`add_bias_kv`, `add_zero_attn`) stays as it is.
+
+    Returns:
+        Whether there was attention.
     """
-    opened = False
+    has_attention = False
     for part in list(module.modules()):
         for name, child in part.named_children():
-            plain = type(child) is nn.MultiheadAttention and child.bias_k is None and not child.add_zero_attn
-            if plain:
-                setattr(part, name, OpenAttention(child).eval().requires_grad_(False))
-                opened = True
-    return opened
+            is_attention = type(child) is nn.MultiheadAttention and child.bias_k is None and not child.add_zero_attn
+            opened = OpenAttention if is_attention else _OPEN.get(type(child))
+            if opened is not None:
+                setattr(part, name, opened(child).eval().requires_grad_(False))
+            has_attention |= is_attention
+    return has_attention
 
 
 class OpenAttention(nn.Module):  # type: ignore[misc]  # torch is not followed by mypy
@@ -866,6 +873,57 @@ class OpenAttention(nn.Module):  # type: ignore[misc]  # torch is not followed b
     def _heads(self, rows: Any) -> Any:
         batch, length, width = rows.shape
         return rows.reshape(batch, length, self.num_heads, width // self.num_heads).transpose(1, 2)
+
+
+class _OpenCell(nn.Module):  # type: ignore[misc]  # torch is not followed by mypy
+    """What a recurrent cell of PyTorch computes, by two linear layers. It is of the cell's type: forward may ask."""
+
+    def __init__(self, cell: Any) -> None:
+        nn.Module.__init__(self)  # the cell's own makes raw parameters
+        self.input_size, self.hidden_size, self.bias = cell.input_size, cell.hidden_size, cell.bias
+        self.linear_ih = _linear(cell.weight_ih, cell.bias_ih)
+        self.linear_hh = _linear(cell.weight_hh, cell.bias_hh)
+
+    def _zeros(self, of_input: Any) -> Any:
+        """Return the hidden state that a cell takes where it is given none."""
+        return torch.zeros_like(of_input[..., : self.hidden_size])
+
+
+class OpenLSTMCell(_OpenCell, nn.LSTMCell):  # type: ignore[misc]
+    """nn.LSTMCell by linear layers."""
+
+    def forward(self, input: Any, hx: Any = None) -> tuple[Any, Any]:  # as PyTorch names it
+        """Take and return what nn.LSTMCell does."""
+        of_input = self.linear_ih(input)
+        hidden, cell = (self._zeros(of_input),) * 2 if hx is None else (hx[0], hx[1])
+        return lstm_step(of_input, self.linear_hh(hidden), cell)
+
+
+class OpenGRUCell(_OpenCell, nn.GRUCell):  # type: ignore[misc]
+    """nn.GRUCell by linear layers."""
+
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        """Take and return what nn.GRUCell does."""
+        of_input = self.linear_ih(input)
+        hidden = self._zeros(of_input) if hx is None else hx
+        return gru_step(of_input, self.linear_hh(hidden), hidden)
+
+
+class OpenRNNCell(_OpenCell, nn.RNNCell):  # type: ignore[misc]
+    """nn.RNNCell by linear layers."""
+
+    def __init__(self, cell: Any) -> None:
+        super().__init__(cell)
+        self.nonlinearity = cell.nonlinearity
+
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        """Take and return what nn.RNNCell does."""
+        of_input = self.linear_ih(input)
+        gates = of_input + self.linear_hh(self._zeros(of_input) if hx is None else hx)
+        return torch.tanh(gates) if self.nonlinearity == "tanh" else torch.relu(gates)
+
+
+_OPEN = {nn.LSTMCell: OpenLSTMCell, nn.GRUCell: OpenGRUCell, nn.RNNCell: OpenRNNCell}
 
 
 def _linear(weight: Any, bias: Any) -> Any:

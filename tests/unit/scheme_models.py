@@ -63,6 +63,22 @@ class Language(nn.Module):
         return self.head(self.cells(self.words(tokens))[0])
 
 
+class Steps(nn.Module):
+    """A recurrent cell that forward calls once a step: rows [N, 4, 16] to classes [N, 5]."""
+
+    def __init__(self, kind, **arguments):
+        super().__init__()
+        self.cell = kind(16, 32, **arguments)
+        self.head = nn.Linear(32, 5)
+
+    def forward(self, x):
+        hidden = x.new_zeros(x.shape[0], 32)
+        state = (hidden, hidden) if isinstance(self.cell, nn.LSTMCell) else hidden
+        for step in range(4):
+            state = self.cell(x[:, step], state)
+        return self.head(state[0] if isinstance(state, tuple) else state)
+
+
 class UNet(nn.Module):
     """Down, up by a transposed convolution, and across by a skip: [N, 3, H, W] to [N, 2, H, W]."""
 

@@ -1,21 +1,25 @@
-"""Deformable convolutions as a plain convolution of sampled pixels: the same values, and every runtime has them."""
+"""Deformable convolutions as a plain convolution of sampled pixels, and recurrent cells as linear layers."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scheme_models import Steps
 from small_models import dataset, forward, loaded, lowered, outputs_of, quantized
 from torch import nn
 from torchvision.ops import DeformConv2d, deform_conv2d
 
-from edgeq.core.operators import DEFORM, plain_deform_conv2d, plain_operators
+from edgeq.core.operators import DEFORM, cells_as_layers, plain_deform_conv2d, plain_operators
 from edgeq.core.results.model import TensorSpec
 from edgeq.core.samples import batches
 from edgeq.quantize.capture import capture
+from edgeq.quantize.fx_workarounds import open_layers
 from edgeq.verify.host import HostRuntime
 from edgeq.verify.metrics import Comparison
 
@@ -153,3 +157,42 @@ def test_positions_stay_in_float(runtime, backend, scheme):
     assert sqnr_db(model, graph) > (50 if scheme == "fp16" else 20)
     if scheme == "fp16":
         assert any("grid_sampler" in remark for remark in result.remarks)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    "cell", [nn.LSTMCell, nn.GRUCell, nn.RNNCell, functools.partial(nn.RNNCell, nonlinearity="relu")]
+)
+def test_cells_are_linear_layers_of_the_same_values(cell, bias):
+    torch.manual_seed(0)
+    plain, x, hidden = cell(6, 4, bias=bias), torch.randn(3, 6), torch.randn(3, 4)
+    state = (hidden, torch.randn(3, 4)) if isinstance(plain, nn.LSTMCell) else hidden
+    holder = nn.ModuleList([copy.deepcopy(plain)])
+    open_layers(holder)
+    opened = holder[0]
+    assert isinstance(opened, type(plain))
+    assert not hasattr(opened, "weight_ih")
+    for inputs in ((x, state), (x,)):
+        expected = plain(*inputs)
+        torch.testing.assert_close(opened(*inputs), expected)
+        with cells_as_layers():
+            torch.testing.assert_close(plain(*inputs), expected)
+            program = torch.export.export(plain, inputs)
+        targets = [str(node.target) for node in program.graph.nodes]
+        assert targets.count("aten.linear.default") == 2
+        assert not [target for target in targets if target.endswith("_cell.default")]
+    row = (x[0], tuple(one[0] for one in state)) if isinstance(state, tuple) else (x[0], state[0])
+    torch.testing.assert_close(opened(*row), plain(*row))
+
+
+@pytest.mark.parametrize("kind", [nn.LSTMCell, nn.GRUCell])
+def test_no_product_by_a_first_state_of_zeros_is_left(kind):
+    spec = TensorSpec(name="x", dtype="float32", shape=(1, 4, 16))
+    model = loaded(Steps(kind), spec)
+    program = torch.export.export(model.model, (torch.randn(1, 4, 16),))
+    assert [node for node in program.graph.nodes if str(node.target).endswith("_cell.default")]
+    for source in (model, dataclasses.replace(model, model=program, kind="exported")):
+        graph = capture(source).graph
+        targets = [str(node.target) for node in graph.nodes]
+        assert not [target for target in targets if target.endswith("_cell.default")]
+        assert targets.count("aten.linear.default") == 4 + 3 + 1  # of inputs, of states but the first, the head's

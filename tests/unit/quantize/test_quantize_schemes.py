@@ -6,7 +6,7 @@ import pytest
 import torch
 import torchvision
 from bundle_items import artifact, inputs
-from scheme_models import PIXELS, TOKENS, Encoder, Language, Stubbed, UNet
+from scheme_models import PIXELS, TOKENS, Encoder, Language, Steps, Stubbed, UNet
 from small_models import dataset, folder, forward, loaded, lowered, quantized
 from torch import nn
 from verify_cases import spec_of
@@ -25,6 +25,7 @@ from edgeq.verify.verify import verify
 QNNPACK, X86 = "android-arm64-qnnpack", "linux-x86_64-x86"
 ROUTES = {"xnnpack": "android-arm64-xnnpack", "qnnpack": QNNPACK, "x86": X86}
 SHORT = TensorSpec(name="tokens", dtype="int64", shape=(1, 4), low=0, high=99)  # ExecuTorch unrolls every step
+STEPS = TensorSpec(name="x", dtype="float32", shape=(1, 4, 16))
 ROWS = TensorSpec(name="x", dtype="float32", shape=(1, 6, 32))
 SMALL_IMAGE = TensorSpec(name="x", dtype="float32", shape=(1, 3, 64, 64))
 DIGIT = TensorSpec(name="x", dtype="float32", shape=(1, 1, 32, 32))
@@ -82,6 +83,28 @@ def test_a_language_model_runs_its_cells_in_int8(runtime, kind, backend):
     assert report.kernels.int8_macs == 1, report.kernels
     gates_of = {nn.LSTM: 4, nn.GRU: 3}[kind]
     assert low.macs == 4 * (2 * gates_of * 32 * 32 + 32 * 100)
+    assert report.fidelity.sqnr_db > 25
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "backend", "scheme"),
+    [
+        (nn.GRUCell, "x86", "dynamic-int8"),
+        (nn.LSTMCell, "qnnpack", "static-int8"),
+        (nn.GRUCell, "xnnpack", "static-int8"),
+        (nn.RNNCell, "xnnpack", "dynamic-int8"),
+        (nn.LSTMCell, "x86", "weight-only-int8"),
+    ],
+)
+def test_a_cell_in_a_loop_runs_in_int8(runtime, kind, backend, scheme):
+    _, low, report, _ = gates(runtime, loaded(Steps(kind), STEPS), scheme, backend)
+    products = {nn.LSTMCell: 4, nn.GRUCell: 3, nn.RNNCell: 1}[kind] * 32 * (16 + 32)
+    if scheme == "weight-only-int8":
+        assert dict(low.stored)["int8"] >= products + 32 * 5
+    else:
+        assert report.kernels.int8_macs == 1, report.kernels
+        assert low.macs in (4 * products + 32 * 5, 4 * products + 32 * 5 - products * 32 // 48)  # no product by zeros
     assert report.fidelity.sqnr_db > 25
 
 

@@ -153,8 +153,14 @@ def _call(graph_module: Any, node: Any, layer: Any) -> None:
     weight = node.args[2][0] if node.target in _RECURRENT else node.args[1]
     owner = str(weight.target).rpartition(".")[0]
     readers = [user for other in graph.nodes if other.target == weight.target for user in other.users]
-    # a tied weight, a layer that is called again, or a weight of a module that has parts of its own
-    if not owner or len(readers) > 1 or next(graph_module.get_submodule(owner).children(), None) is not None:
+    mine = {str(arg.target) for arg in node.all_input_nodes}
+    others = [
+        other for other in graph.nodes if other.op == "get_attr" and str(other.target).rpartition(".")[0] == owner
+    ]
+    is_shared = any(str(other.target) not in mine for other in others)  # such as a cell's, of two products
+    has_parts = bool(owner) and next(graph_module.get_submodule(owner).children(), None) is not None
+    # a tied weight, a layer that is called again, or a weight of a module that has parts or other weights
+    if not owner or len(readers) > 1 or has_parts or is_shared:
         owner = f"{owner.replace('.', '_')}_{node.name}"
         graph_module.add_submodule(owner, layer.eval())
     else:

@@ -48,7 +48,7 @@ from edgeq.core.errors import UnsupportedError, traced_line
 from edgeq.core.operators import gru_step, lstm_step
 from edgeq.core.system import replaced
 from edgeq.quantize.capture import calls_of
-from edgeq.quantize.spec import matched_names
+from edgeq.quantize.spec import inside, matched_names
 
 # modules whose int8 form holds the scale of its output
 _SCALED = (
@@ -238,8 +238,9 @@ def kept_names(keep: Sequence[str], types: Mapping[str, str], copies: Mapping[st
     Raises:
         UsageError: an entry that matches no module.
     """
-    kept = matched_names(keep, {**types, **{name: types[source] for name, source in copies.items()}})
-    return sorted({*kept, *(name for name, source in copies.items() if source in kept)})
+    # a linear layer of opened attention or of a cell has no type of the model's own
+    kept = matched_names(keep, {**types, **{name: types.get(source, "") for name, source in copies.items()}})
+    return sorted({*kept, *(name for name, source in copies.items() if inside(source, kept))})
 
 
 def _called_again(module: Any, inputs: tuple[Any, ...]) -> bool:

@@ -5,6 +5,7 @@ import copy
 
 import pytest
 import torch
+from scheme_models import Steps
 from small_models import IMAGE, SmallNet, dataset, loaded, outputs_of, quantized
 from torch import nn
 from torch.ao.nn.intrinsic.quantized import ConvReLU2d, LinearReLU
@@ -302,3 +303,10 @@ def test_a_model_that_computes_nan_on_a_sound_sample_is_told_from_a_bad_sample()
     with pytest.raises(UsageError, match="weights hold NaN or Inf: ") as caught:
         quantized(loaded(net), calibration=dataset((IMAGE,), 2))
     assert "sample" not in caught.value.fix
+
+
+def test_a_cell_is_kept_in_float_in_each_step():
+    model = loaded(Steps(nn.GRUCell), TensorSpec(name="x", dtype="float32", shape=(1, 4, 16)))
+    result = quantized(model, keep=["cell"])
+    assert result.quantized == ("head",)
+    assert len(result.kept_fp32) == 2 * 4

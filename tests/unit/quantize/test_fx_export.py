@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from scheme_models import Steps
 from small_models import Silent, loaded, lowered, outputs_of, quantized
 from torch import nn
 
@@ -363,3 +364,14 @@ def test_bags_of_embeddings_become_layers_whose_tables_can_be_stored():
     assert [type(part).__name__ for part in graph.modules() if isinstance(part, nn.Embedding)] == ["Embedding"]
     with torch.no_grad():
         assert torch.allclose(graph(drawn), bag(drawn), atol=1e-6)
+
+
+def test_the_cells_of_an_exported_program_are_layers_beside_each_other():
+    spec = TensorSpec(name="x", dtype="float32", shape=(1, 4, 16))
+    net = Steps(nn.GRUCell).eval()
+    program = torch.export.export(net, (torch.randn(1, 4, 16),))
+    graph = exported_graph(program.module(), [spec])
+    x = torch.randn(1, 4, 16)
+    torch.testing.assert_close(graph(x), net(x))
+    layers = [part for part in graph.modules() if type(part) is nn.Linear]
+    assert len(layers) == 4 + 3 + 1  # of inputs, of states but the first, the head's

@@ -94,8 +94,9 @@ _KEY = re.compile(r"(?:^|/)(\d+)(\.storage)?$")  # the lite form names an entry 
 def compacted(contents: dict[str, bytes]) -> dict[str, bytes]:
     """Return an archive's entries without duplicate data.
 
-    Scales by channel are stored in float32 where that is exact, zero points that are all equal as one element, and the
-    settings (strides, padding…) of equal layers once. An archive without int8 layers is returned unchanged.
+    Scales by channel are stored in float32 where that is exact, zero points that are all equal as one element, and once
+    what equal layers have: settings (strides, padding…), and weights, since FX gives each call of a layer one of its
+    own. An archive without int8 layers is returned unchanged.
 
     Raises:
         Exception: its tables are not in PyTorch's format.
@@ -110,6 +111,7 @@ def compacted(contents: dict[str, bytes]) -> dict[str, bytes]:
         for node in walk(table):
             # change a weight or a packed layer of a table
             if isinstance(node, Call) and node.function.__name__ == "_rebuild_qtensor":
+                entries.share(name, node.args[0])
                 quantizer = node.args[4]
                 if quantizer[0].__name__ == _BY_CHANNEL:
                     _, scales, zero_points, axis = quantizer

@@ -107,6 +107,30 @@ def test_what_is_repeated_is_stored_once(tmp_path):
     assert max(entries.values()) <= 2  # a zero point of the input may be 0 as well
 
 
+class Twice(nn.Module):
+    """A head that forward calls on two levels, as detectors do."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Conv2d(3, 8, 3, padding=1)
+        self.head = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x):
+        y = self.body(x)
+        return self.head(y), self.head(nn.functional.avg_pool2d(y, 2))
+
+
+@pytest.mark.parametrize(("backend", "suffix"), [("x86", ".pt"), ("qnnpack", ".ptl")])
+def test_a_layer_that_is_called_twice_has_its_weights_once(tmp_path, backend, suffix):
+    before = plain(quantized(loaded(Twice), backend=backend).graph, (IMAGE,), backend, tmp_path / f"model{suffix}")
+    after = compact(before)
+    assert_same(torch.jit.load, before, after, (IMAGE,), backend)
+    if suffix == ".ptl":
+        assert_same(_load_for_lite_interpreter, before, after, (IMAGE,), backend)
+    assert dict(archive_elements(before))["int8"] == 8 * 9 * (3 + 2 * 8)
+    assert dict(archive_elements(after))["int8"] == 8 * 9 * (3 + 8)
+
+
 class Weighted(nn.Module):
     """A weight quantized by channel, beside the very tensors that say how."""
 

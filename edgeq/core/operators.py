@@ -19,11 +19,12 @@ DEFORM = "torchvision.deform_conv2d.default"  # as a graph names it
 
 @contextlib.contextmanager
 def plain_operators() -> Iterator[None]:
-    """Let deformable convolutions and masks of PyTorch's transformers be captured or traced in the block.
+    """Let deformable convolutions, random relus and masks of transformers be captured or traced in the block.
 
     Deformable convolutions become `plain_deform_conv2d`: torchvision's own operator is missing from ExecuTorch 1.5,
     from the lite interpreter, from an x86 process without torchvision, and from opset 18, in which edgeq exports to
-    ONNX (`DeformConv` came with opset 19). `nn.TransformerEncoder` and `nn.TransformerDecoder` ask whether a mask that
+    ONNX (`DeformConv` came with opset 19). `nn.RReLU`, whose slope is random in training only, becomes a leaky relu: no
+    other runtime has it. `nn.TransformerEncoder` and `nn.TransformerDecoder` ask whether a mask that
     they were given hides just what comes later, which torch.export cannot follow; the mask says it in any case.
     """
     import torch
@@ -31,8 +32,17 @@ def plain_operators() -> Iterator[None]:
     def is_causal(mask: Any, is_causal: bool | None = None, size: int | None = None) -> bool:  # noqa: ARG001
         return is_causal is True
 
+    functional = torch.nn.functional
+    random = functional.rrelu
+
+    def rrelu(x: Any, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False, inplace: bool = False) -> Any:
+        if training:
+            return random(x, lower, upper, training, inplace)
+        return functional.leaky_relu(x, (lower + upper) / 2, inplace)
+
     with contextlib.ExitStack() as stack:
         stack.enter_context(replaced(torch.nn.modules.transformer, "_detect_is_causal_mask", is_causal))
+        stack.enter_context(replaced(functional, "rrelu", rrelu))
         if "torchvision" in sys.modules:
             stack.enter_context(replaced(torch.ops.torchvision, "deform_conv2d", plain_deform_conv2d))
         yield
@@ -201,13 +211,46 @@ def plain_cells() -> dict[str, Callable[..., Any]]:
 
 
 @contextlib.contextmanager
-def cells_as_layers() -> Iterator[None]:
-    """Let the recurrent cells that modules call be captured in the block as `plain_cells`."""
+def plain_layers() -> Iterator[None]:
+    """Let layers be captured in the block as what quantizers and runtimes know.
+
+    Recurrent cells become `plain_cells`. Adaptive maximum pools become maxima over windows: ExecuTorch 1.5 has none,
+    nor has ONNX where the windows differ.
+    """
     import torch
+
+    functional = torch.nn.functional
+
+    def adaptive(axes: int) -> Callable[..., Any]:
+        original = getattr(functional, f"adaptive_max_pool{axes}d")
+
+        def pool(x: Any, output_size: Any, return_indices: bool = False) -> Any:
+            counts = (output_size,) * axes if isinstance(output_size, int) else tuple(output_size)
+            if return_indices:
+                return original(x, output_size, return_indices)
+            for axis, count in zip(range(-axes, 0), counts, strict=True):
+                size = x.shape[axis]
+                if count is None or (isinstance(size, int) and count == size):
+                    continue
+                if count == 1:
+                    x = x.amax(axis, keepdim=True)
+                    continue
+                if not isinstance(size, int):
+                    return original(x, output_size)
+                # the windows of PyTorch's adaptive pools, which may overlap
+                ends = [(index * size // count, -(-(index + 1) * size // count)) for index in range(count)]
+                x = torch.cat(
+                    [x.narrow(axis, start, end - start).amax(axis, keepdim=True) for start, end in ends], axis
+                )
+            return x
+
+        return pool
 
     with contextlib.ExitStack() as stack:
         for name, cell in plain_cells().items():
             stack.enter_context(replaced(torch._VF, name, cell))
+        for axes in (1, 2, 3):
+            stack.enter_context(replaced(functional, f"adaptive_max_pool{axes}d", adaptive(axes)))
         yield
 
 

@@ -215,6 +215,7 @@ def _exact(program: Any, spec: LowerSpec) -> Any:
     changes = (
         _write_out_cut_pools(module),
         _write_out_distances(module),
+        _write_out_circular_pads(module),
         _write_out_adaptive_pools(module),
         _leave_out_unseen_rows(module),
         _give_attention_four_axes(module),
@@ -362,6 +363,42 @@ def _write_out_distances(module: Any) -> bool:
         for one in made:
             one.meta.update({key: value for key, value in node.meta.items() if key != "val"})
         node.replace_all_uses_with(found)
+        module.graph.erase_node(node)
+        changed = True
+    return changed
+
+
+def _write_out_circular_pads(module: Any) -> bool:
+    """Write circular pads as slices side by side; return whether there were any.
+
+    The exporter writes Pad in its mode `wrap`, which came with opset 19; OpenVINO does not read it in opset 18.
+    """
+    import torch
+
+    aten = torch.ops.aten
+    changed = False
+    for node in list(module.graph.nodes):
+        # (input, sizes from the last axis on: before it and behind it, mode, value)
+        if node.target is not aten.pad.default or "circular" not in node.args[2:3]:
+            continue
+        padded, sizes = node.args[0], node.args[1]
+        made = []
+        with module.graph.inserting_before(node):
+            for index in range(0, len(sizes), 2):
+                axis = node.meta["val"].dim() - 1 - index // 2
+                parts = [padded]
+                before, behind = sizes[index : index + 2]
+                if before:
+                    end = torch.iinfo(torch.int64).max
+                    parts.insert(0, module.graph.call_function(aten.slice.Tensor, (padded, axis, -before, end)))
+                if behind:
+                    parts.append(module.graph.call_function(aten.slice.Tensor, (padded, axis, 0, behind)))
+                if len(parts) > 1:
+                    padded = module.graph.call_function(aten.cat.default, (parts, axis))
+                    made += [part for part in (*parts, padded) if part is not node.args[0]]
+        for one in made:
+            one.meta.update({key: value for key, value in node.meta.items() if key != "val"})
+        node.replace_all_uses_with(padded)
         module.graph.erase_node(node)
         changed = True
     return changed

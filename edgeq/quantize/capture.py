@@ -26,11 +26,11 @@ from edgeq.core.errors import (
 )
 from edgeq.core.operators import (
     DEFORM,
-    cells_as_layers,
     exported,
     open_steps,
     plain_cells,
     plain_deform_conv2d,
+    plain_layers,
     plain_operators,
     traced_at,
     with_open_batch,
@@ -197,7 +197,7 @@ def capture(model: LoadedModel) -> Any:
             program = with_plain_bags(program, inputs, model.inputs)
     else:
         try:
-            with silenced(), _plain_bags(), plain_operators(), cells_as_layers(), _noted(guards):
+            with silenced(), _plain_bags(), plain_operators(), plain_layers(), _noted(guards):
                 program = exported(model.model, inputs, model.inputs)
         except Exception as err:  # export raises many types, most of them internal
             if any(one.most is None for spec in model.inputs for one in spec.varying):

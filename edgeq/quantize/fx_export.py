@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from edgeq.core.operators import cells_as_layers, exported, open_steps, plain_cells, plain_operators
+from edgeq.core.operators import exported, open_steps, plain_cells, plain_layers, plain_operators
 from edgeq.core.results.model import TensorSpec
 from edgeq.core.speedups import decomposed
 from edgeq.quantize.capture import (
@@ -98,7 +98,7 @@ def exported_graph(module: Any, specs: Sequence[TensorSpec]) -> Any:
     """
     with silenced(), torch.no_grad():
         inputs = example_tensors(specs)
-        with plain_operators(), cells_as_layers():
+        with plain_operators(), plain_layers():
             program = with_plain_bags(exported(module, inputs, specs), inputs, specs)
         cells = {getattr(_ATEN, name).default: cell for name, cell in plain_cells().items()}
         with open_steps(specs):

@@ -15,7 +15,7 @@ from small_models import dataset, forward, loaded, lowered, outputs_of, quantize
 from torch import nn
 from torchvision.ops import DeformConv2d, deform_conv2d
 
-from edgeq.core.operators import DEFORM, cells_as_layers, plain_deform_conv2d, plain_operators
+from edgeq.core.operators import DEFORM, plain_deform_conv2d, plain_layers, plain_operators
 from edgeq.core.results.model import TensorSpec
 from edgeq.core.samples import batches
 from edgeq.quantize.capture import capture
@@ -175,7 +175,7 @@ def test_cells_are_linear_layers_of_the_same_values(cell, bias):
     for inputs in ((x, state), (x,)):
         expected = plain(*inputs)
         torch.testing.assert_close(opened(*inputs), expected)
-        with cells_as_layers():
+        with plain_layers():
             torch.testing.assert_close(plain(*inputs), expected)
             program = torch.export.export(plain, inputs)
         targets = [str(node.target) for node in program.graph.nodes]
@@ -196,3 +196,46 @@ def test_no_product_by_a_first_state_of_zeros_is_left(kind):
         targets = [str(node.target) for node in graph.nodes]
         assert not [target for target in targets if target.endswith("_cell.default")]
         assert targets.count("aten.linear.default") == 4 + 3 + 1  # of inputs, of states but the first, the head's
+
+
+@pytest.mark.parametrize(
+    ("pool", "shape"),
+    [
+        (nn.AdaptiveMaxPool1d(5), (2, 3, 16)),
+        (nn.AdaptiveMaxPool2d(1), (2, 3, 6, 8)),
+        (nn.AdaptiveMaxPool2d((4, None)), (2, 3, 7, 8)),
+        (nn.AdaptiveMaxPool2d((9, 3)), (1, 3, 7, 8)),
+        (nn.AdaptiveMaxPool3d((1, 2, 3)), (1, 2, 4, 4, 7)),
+    ],
+)
+def test_adaptive_maxima_are_those_of_pytorch(pool, shape):
+    x = torch.randn(shape)
+    with plain_layers():
+        program = torch.export.export(pool, (x,))
+    assert not [node for node in program.graph.nodes if "adaptive" in str(node.target)]
+    assert torch.equal(program.module()(x), pool(x))
+
+
+class ChannelAttention(nn.Module):
+    """Channels weighted by the mean and the maximum of each, as in CBAM (Woo et al. 2018): images to [N, 4]."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 4)
+        self.pools = nn.ModuleList([nn.AdaptiveAvgPool2d(1), nn.AdaptiveMaxPool2d(1)])
+        self.weigh = nn.Sequential(nn.Conv2d(8, 4, 1), nn.ReLU(), nn.Conv2d(4, 8, 1))
+
+    def forward(self, x):
+        x = torch.relu(self.body(x))
+        weights = torch.sigmoid(self.weigh(self.pools[0](x)) + self.weigh(self.pools[1](x)))
+        return self.head((x * weights).mean((2, 3)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("runtime", "backend"), [("executorch", "xnnpack"), ("torchscript", "x86")])
+def test_channel_attention_is_quantized(runtime, backend, tmp_path):
+    model = loaded(ChannelAttention(), IMAGE)
+    made = lowered(quantized(model, runtime, backend=backend), (IMAGE,), tmp_path, runtime, backend=backend)
+    host = HostRuntime()
+    host.load(made.path, runtime=runtime, backend=backend, threads=1)
+    assert sqnr_db(model, lambda batch: host.run(batch.inputs)) > 25

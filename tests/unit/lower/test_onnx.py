@@ -358,6 +358,32 @@ def test_adaptive_pools_over_three_axes_are_those_of_pytorch(tmp_path):
     np.testing.assert_allclose(runner.run((x.numpy(),))[0], model.model(x).numpy(), rtol=1e-5, atol=1e-6)
 
 
+class Around(nn.Module):
+    """Circular padding, unlike on each side, and a random relu: images [2, 3, 6, 8] to [2, 4, 9, 9]."""
+
+    def __init__(self):
+        super().__init__()
+        self.pad = nn.CircularPad2d((1, 2, 0, 3))
+        self.body = nn.Conv2d(3, 4, 3, padding="same", padding_mode="circular")
+        self.relu = nn.RReLU()
+
+    def forward(self, x):
+        return self.relu(self.body(self.pad(x)))[..., :9]
+
+
+@pytest.mark.parametrize(("runtime", "backend"), [("onnx", "ort"), ("openvino", "openvino")])
+def test_circular_pads_and_random_relus_are_those_of_pytorch(runtime, backend, tmp_path):
+    images = TensorSpec(name="x", dtype="float32", shape=(2, 3, 6, 8), low=-1.0)
+    model = loaded(Around(), images)
+    low = lowered(quantized(model, runtime, "fp32", backend=backend), (images,), tmp_path, runtime, backend=backend)
+    runner = RUNNERS[runtime](low.path, backend, 1, trusted=True)
+    runner.load()
+    x = torch.rand(images.shape) * 2 - 1
+    with torch.no_grad():
+        expected = model.model(x).numpy()
+    np.testing.assert_allclose(runner.run((x.numpy(),))[0], expected, rtol=1e-5, atol=1e-6)
+
+
 class Distances(nn.Module):
     """The distances of rows [2, 6, 8] from four fixed ones, by several norms."""
 

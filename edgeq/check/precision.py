@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from edgeq.check.gate import unverified
 from edgeq.core.errors import ExitCode
 from edgeq.core.results.measured import KernelShare, VerifyReport
-from edgeq.core.results.model import NO_KERNEL, RECURRENT, TRANSPOSED, Layer, LoweredModel, ModelWork
+from edgeq.core.results.model import BATCHED, EXACT, NO_KERNEL, RECURRENT, TRANSPOSED, Layer, LoweredModel, ModelWork
 from edgeq.core.results.report import Gate
 from edgeq.core.runtimes import FLOAT_TABLES, INT8_TABLES
 from edgeq.core.schemes import NEEDS_CALIBRATION
@@ -199,7 +199,8 @@ def _excuses(
     """Return the reasons that count: where little is in int8, no kernels are no excuse, and another scheme suits."""
     if sum(layer.macs for layer, kind in pairs if kind == "int8") >= _LITTLE * sum(layer.macs for layer, _ in pairs):
         return in_float
-    return {why: names for why, names in in_float.items() if why not in (RECURRENT, NO_KERNEL, TRANSPOSED)}
+    no_excuse = (RECURRENT, NO_KERNEL, TRANSPOSED, BATCHED, EXACT)
+    return {why: names for why, names in in_float.items() if why not in no_excuse}
 
 
 def _exemptions(planned: _Planned) -> str:

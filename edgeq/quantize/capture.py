@@ -468,7 +468,7 @@ def with_constants(program: Any, inputs: tuple[Any, ...], specs: Sequence[Tensor
     module = program.module()
     values: dict[Any, Any] = {}  # of nodes that depend on no input
     folded = False
-    written = _written(module.graph)
+    written = written_into(module.graph)
     fixed: set[Any] = set()
     for node in module.graph.nodes:
         inputs_fixed = _is_zeros(node) or (
@@ -492,9 +492,13 @@ def with_constants(program: Any, inputs: tuple[Any, ...], specs: Sequence[Tensor
                 values[node] = node.target(*args, **kwargs)
             sources[node] = frozenset().union(*(sources[arg] for arg in node.all_input_nodes))
             if is_wanted(node) and _takes_no_more(node, values, sources[node], fixed):
-                name = f"constant_{node.name}"
+                name = _own_name(node) or f"constant_{node.name}"
+                place, _, leaf = name.rpartition(".")
+                if hasattr(module.get_submodule(place), leaf):
+                    delattr(module.get_submodule(place), leaf)
                 # quantizers look for weights among parameters
-                module.register_parameter(name, torch.nn.Parameter(values[node].contiguous(), requires_grad=False))
+                value = torch.nn.Parameter(values[node].contiguous(), requires_grad=False)
+                module.get_submodule(place).register_parameter(leaf, value)
                 with module.graph.inserting_before(node):
                     constant = module.graph.get_attr(name)
                 constant.meta.update(node.meta)
@@ -508,6 +512,16 @@ def with_constants(program: Any, inputs: tuple[Any, ...], specs: Sequence[Tensor
     module.recompile()
     with silenced():
         return with_modules(exported(module, inputs, specs))
+
+
+def _own_name(node: Any) -> str:
+    """Return the name of a matrix whose transpose, the node, is all that is read of it, and that in products; or ""."""
+    turned = str(node.target).startswith(("aten.t.", "aten.transpose", "aten.permute", "aten.numpy_T"))
+    multiplied = all(str(user.target).startswith(("aten.matmul", "aten.mm.")) for user in node.users)
+    source = node.all_input_nodes[0]
+    is_alone = source.op == "get_attr" and len(source.users) == 1
+    same = [other for other in node.graph.nodes if other.op == "get_attr" and other.target == source.target]
+    return str(source.target) if turned and multiplied and is_alone and len(same) == 1 else ""
 
 
 def _computed_from_constants(program: Any, *, with_zeros: bool = False) -> list[Any]:
@@ -539,7 +553,7 @@ def _takes_no_more(node: Any, values: Mapping[Any, Any], sources: Collection[Any
     return "upsample" in str(node.target) or (alone and values[node].numel() <= held)
 
 
-def _written(graph: Any) -> set[Any]:
+def written_into(graph: Any) -> set[Any]:
     """Return the nodes that are written into, themselves or through a view: forward's results, and no constants."""
     found: set[Any] = set()
     for node in graph.nodes:

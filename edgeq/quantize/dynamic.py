@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+import functools
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 from edgeq.core.errors import UnsupportedError, UsageError, first_line, user_line
 from edgeq.core.results.model import NO_KERNEL, QuantizedModel
 from edgeq.quantize.capture import calls_of, example_tensors
 from edgeq.quantize.fx import engine
-from edgeq.quantize.fx_export import exported_graph
+from edgeq.quantize.fx_export import exported_graph, products_of, with_product_layers
 from edgeq.quantize.fx_observers import split_layers
 from edgeq.quantize.fx_workarounds import open_layers
 from edgeq.quantize.result import float_copy, output_steps, quantized_model, type_names
@@ -27,19 +29,28 @@ def dynamic_int8(spec: QuantizeSpec) -> QuantizedModel:
         UnsupportedError: an exported program, a layer that the engine cannot pack, or no layer of these kinds.
         UsageError: a --keep-fp32 name that the model does not have.
     """
+    module = float_copy(spec, "dynamic-int8")
+    types = type_names(module)
+    open_layers(module)
+    packed = functools.partial(_packed, spec, types)
+    if not _weights_read_elsewhere(module, example_tensors(spec.inputs)):
+        return with_product_layers(module, spec, packed)[0]
+    try:
+        module = exported_graph(module, spec.inputs)
+    except Exception as err:  # torch.export raises many types
+        what = f"forward reads the weights of layers that it does not call{user_line(err)}: {first_line(err)}"
+        raise UnsupportedError(what, "call the layers, or use an ExecuTorch or ONNX target") from err
+    return packed(module)
+
+
+def _packed(spec: QuantizeSpec, types: Mapping[str, str], module: Any) -> QuantizedModel:
+    """Convert the layers of a module whose layers are open, in place; `types` has the names of the model's own."""
     import torch
     from torch.ao.quantization import quantize_dynamic
 
-    module = float_copy(spec, "dynamic-int8")
-    kept = matched_names(spec.keep_fp32, type_names(module))
-    open_layers(module)
-    inputs = example_tensors(spec.inputs)
-    if _weights_read_elsewhere(module, inputs):
-        try:
-            module = exported_graph(module, spec.inputs)
-        except Exception as err:  # torch.export raises many types
-            what = f"forward reads the weights of layers that it does not call{user_line(err)}: {first_line(err)}"
-            raise UnsupportedError(what, "call the layers, or use an ExecuTorch or ONNX target") from err
+    inputs, products = example_tensors(spec.inputs), products_of(module)
+    known = {**types, **dict.fromkeys(products.layers.values(), "Linear")}
+    kept = products.like(matched_names(spec.keep_fp32, known))
     tables, in_float = store_embeddings(module, inputs, kept)
     with engine(spec.backend), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.ao announces its deprecation on every call
@@ -55,6 +66,9 @@ def dynamic_int8(spec: QuantizeSpec) -> QuantizedModel:
             except Exception as err:  # the engines' packing raises many types
                 what = f"the {spec.backend} engine cannot pack a layer: {first_line(err)}"
                 raise UnsupportedError(what, "keep that layer in float (--keep-fp32)") from err
+        if products.layers:  # a graph that does not run is known before it is lowered
+            with torch.no_grad():
+                module(*inputs)
     left = [name for name in layers if name not in chosen]
     # of tables alone dynamic-int8 makes nothing that runs in int8
     layers_and_tables = (chosen and [*chosen, *tables], [*left, *in_float])

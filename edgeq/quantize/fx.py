@@ -11,14 +11,23 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from edgeq.core.errors import EdgeqError, UnsupportedError, UsageError, first_line, user_line
-from edgeq.core.results.model import BEFORE_LOGARITHM, NO_KERNEL, RECURRENT, TRANSPOSED, QuantizedModel, Tuning
+from edgeq.core.results.model import (
+    BATCHED,
+    BEFORE_LOGARITHM,
+    EXACT,
+    NO_KERNEL,
+    RECURRENT,
+    TRANSPOSED,
+    QuantizedModel,
+    Tuning,
+)
 from edgeq.core.schemes import ObserverName
 from edgeq.quantize.before_logs import IN_FLOAT_BY_PLAN, leave_lost_fronts_in_float, multiplies
 from edgeq.quantize.calibrate import activation_observer, calibrate
 from edgeq.quantize.capture import example_tensors
 from edgeq.quantize.eager import convert_eager, has_stubs, prepare_eager
 from edgeq.quantize.fake_quant import leave_in_float
-from edgeq.quantize.fx_export import exported_graph
+from edgeq.quantize.fx_export import exported_graph, products_of, with_product_layers
 from edgeq.quantize.fx_observers import (
     is_int8_layer,
     layer_name,
@@ -184,8 +193,10 @@ def prepare(spec: QuantizeSpec) -> Any:
 
     def observed(module: Any) -> tuple[Any, list[str]]:
         """Return the graph with observers, and the names of the modules that stay in float."""
+        products = products_of(module)
         module, copies = plain(module, inputs, opaque)
-        kept = kept_names(spec.keep_fp32, types, copies)
+        known = {**types, **dict.fromkeys(products.layers.values(), "Linear")}
+        kept = sorted(products.like(kept_names(spec.keep_fp32, known, copies)))
         for name in kept:
             mapping.set_module_name(name, None)
         with without_mutations(inputs):
@@ -197,7 +208,12 @@ def prepare(spec: QuantizeSpec) -> Any:
     by_export = "attention FX leaves in float" if open_layers(module) else ""
     by_export = by_export or ("hooks FX drops" if any(map(_has_hooks, module.modules())) else "")
     try:
-        prepared, kept = observed(exported_graph(module, spec.inputs) if by_export else module)
+        if by_export:
+            graph = exported_graph(module, spec.inputs)
+            products = products_of(graph)
+            prepared, kept = observed(graph)
+        else:
+            (prepared, kept), products = with_product_layers(module, spec, observed)
     except UsageError:
         raise
     except Exception as err:  # FX's tracer raises its own and Python's errors from inside the user's forward
@@ -209,6 +225,7 @@ def prepare(spec: QuantizeSpec) -> Any:
         # torch.export follows much that FX cannot; FX is the first way, whose graphs have the model's own modules
         try:
             graph = exported_graph(module, spec.inputs)
+            products = products_of(graph)
             prepared, kept = observed(graph)
         except Exception as other:  # torch.export raises many types, most of them internal
             if isinstance(err, EdgeqError):
@@ -237,6 +254,9 @@ def prepare(spec: QuantizeSpec) -> Any:
             for name, part in prepared.named_modules()
             if spec.backend != "qnnpack" and isinstance(part, _transposed())
         ],
+        BATCHED: ["bmm", "baddbmm"] if BATCHED in products.in_float else [],
+        # not where others that no layer stands for would share the names
+        EXACT: ["mm", "bmm", "addmm"] if EXACT in products.in_float and "" not in products.in_float else [],
     }
     return place_observers(prepared, spec, mapping.global_qconfig.activation)
 

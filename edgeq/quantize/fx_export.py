@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from edgeq.core.errors import UsageError, first_line, user_line
 from edgeq.core.operators import exported, open_steps, plain_cells, plain_layers, plain_operators
 from edgeq.core.results.model import TensorSpec
 from edgeq.core.speedups import decomposed
@@ -26,7 +27,9 @@ from edgeq.quantize.capture import (
     with_constants,
     with_plain_bags,
 )
+from edgeq.quantize.products import PRODUCT, WHY_IN_FLOAT, innermost, multiplies_constants, write_as_linear
 from edgeq.quantize.pt2e_workarounds import coordinates, without_copies
+from edgeq.quantize.spec import QuantizeSpec, inside
 
 _ATEN = torch.ops.aten
 
@@ -86,6 +89,34 @@ _RECURRENT = {
 _NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 
 
+# in the `meta` of an exported graph
+_PRODUCTS = "edgeq_products"
+
+_Used = TypeVar("_Used")
+
+
+class Products(NamedTuple):
+    """What became of a graph's products with constants, and by which names users know its modules.
+
+    Attributes:
+        layers: the modules that they became, with the names that users know these by: one for all that share a weight.
+        in_float: why others stay in float, as `write_as_linear` has it.
+        renamed: modules that have a name of their own, since several share a weight, with the model's names of them.
+    """
+
+    layers: Mapping[str, str]
+    in_float: Collection[str]
+    renamed: Mapping[str, str]
+
+    def like(self, kept: Collection[str]) -> frozenset[str]:
+        """Return the graph's own names, too, of modules that are named in `kept`, or are inside one of these."""
+        known = {**self.renamed, **self.layers}
+        return frozenset({*kept, *(name for name, source in known.items() if inside(source, kept))})
+
+
+_NO_PRODUCTS = Products({}, (), {})
+
+
 def exported_graph(module: Any, specs: Sequence[TensorSpec]) -> Any:
     """Return a torch.fx.GraphModule that computes what a module does, its layers by their own names.
 
@@ -106,7 +137,9 @@ def exported_graph(module: Any, specs: Sequence[TensorSpec]) -> Any:
             program = decomposed(plain_convolutions(program), cells)
         program = with_constants(program, inputs, specs)
         graph_module = without_copies(program.module(check_guards=False))
+        write_as_linear(graph_module)
     graph = graph_module.graph
+    in_float_for = {node.meta[WHY_IN_FLOAT] for node in graph.nodes if WHY_IN_FLOAT in node.meta}
     in_float = coordinates(graph)
     tables: dict[str, str] = {}
     for node in list(graph.nodes):
@@ -144,7 +177,45 @@ def exported_graph(module: Any, specs: Sequence[TensorSpec]) -> Any:
     graph.set_codegen(torch.fx.graph.CodeGen())
     graph.eliminate_dead_code()
     graph_module.recompile()
-    return torch.fx.GraphModule(graph_module, graph).eval()
+    made = torch.fx.GraphModule(graph_module, graph).eval()
+    calls = [node for node in graph.nodes if node.op == "call_module"]
+    layers = {node.target: node.meta[PRODUCT] for node in calls if PRODUCT in node.meta}
+    renamed = {node.target: name for node in calls if node.target not in layers and (name := innermost(node))}
+    made.meta[_PRODUCTS] = Products(layers, in_float_for, renamed)
+    return made
+
+
+def with_product_layers(module: Any, spec: QuantizeSpec, use: Callable[[Any], _Used]) -> tuple[_Used, Products]:
+    """Return what `use` gives of a model, and what became of its products with constants.
+
+    Of a model that multiplies by parameters `use` gets the exported graph, where those products are layers; the model
+    itself, with a note that says why, where that graph cannot be made or used.
+
+    Args:
+        module: the float module in eval mode.
+        spec: whose inputs it takes, and whose progress shows the note.
+        use: quantizes a module; any error but a UsageError means that it cannot.
+    """
+    products = _NO_PRODUCTS
+    try:
+        if multiplies_constants(module, example_tensors(spec.inputs)):
+            graph = exported_graph(module, spec.inputs)
+            if products_of(graph).layers:
+                return use(graph), products_of(graph)
+            products = products_of(graph)
+    except UsageError:
+        raise
+    except Exception as err:  # torch.export, FX and the engines' packing raise many types
+        with spec.progress.task(f"export {spec.label}") as task:
+            what = f"the exported graph cannot be used{user_line(err)}: {first_line(err)}"
+            task.note(f"products with parameters stay in float, since {what}")
+    return use(module), products
+
+
+def products_of(module: Any) -> Products:
+    """Return what became of a module's products with constants; of one that was not exported nothing did."""
+    found: Products = getattr(module, "meta", {}).get(_PRODUCTS, _NO_PRODUCTS)
+    return found
 
 
 def _call(graph_module: Any, node: Any, layer: Any) -> None:
@@ -152,6 +223,7 @@ def _call(graph_module: Any, node: Any, layer: Any) -> None:
     graph = graph_module.graph
     weight = node.args[2][0] if node.target in _RECURRENT else node.args[1]
     owner = str(weight.target).rpartition(".")[0]
+    product = node.meta.get(PRODUCT)
     readers = [user for other in graph.nodes if other.target == weight.target for user in other.users]
     mine = {str(arg.target) for arg in node.all_input_nodes}
     others = [
@@ -159,9 +231,12 @@ def _call(graph_module: Any, node: Any, layer: Any) -> None:
     ]
     is_shared = any(str(other.target) not in mine for other in others)  # such as a cell's, of two products
     has_parts = bool(owner) and next(graph_module.get_submodule(owner).children(), None) is not None
+    if product and len(readers) == 1 and _is_free(graph_module, product):
+        graph_module.set_submodule(product, layer.eval())
+        owner = product
     # a tied weight, a layer that is called again, or a weight of a module that has parts or other weights
-    if not owner or len(readers) > 1 or has_parts or is_shared:
-        owner = f"{owner.replace('.', '_')}_{node.name}"
+    elif not owner or len(readers) > 1 or has_parts or is_shared:
+        owner = f"{(product or owner).replace('.', '_')}_{node.name}"
         graph_module.add_submodule(owner, layer.eval())
     else:
         graph_module.set_submodule(owner, layer.eval())
@@ -180,6 +255,14 @@ def _call(graph_module: Any, node: Any, layer: Any) -> None:
                     pair = graph.call_function(operator.getitem, (node, 1))
                 item.args = (pair, item.args[1] - 1)
     node.op, node.target, node.args, node.kwargs = "call_module", owner, tuple(arguments), {}
+
+
+def _is_free(graph_module: Any, name: str) -> bool:
+    """Whether a module can take a name: nothing has it, or a module without parts that the graph does not read."""
+    place, _, leaf = name.rpartition(".")
+    part = getattr(graph_module.get_submodule(place), leaf, None)
+    read = any(str(node.target).startswith(f"{name}.") for node in graph_module.graph.nodes)
+    return part is None or (isinstance(part, nn.Module) and not read and next(part.children(), None) is None)
 
 
 def _calls_table(graph_module: Any, node: Any, tables: dict[str, str]) -> bool:

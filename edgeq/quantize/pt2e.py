@@ -11,8 +11,10 @@ from typing import Any
 
 from edgeq.core.errors import UnsupportedError, first_line
 from edgeq.core.results.model import (
+    BATCHED,
     BEFORE_LOGARITHM,
     COMPUTED,
+    EXACT,
     NO_KERNEL,
     RECURRENT,
     TRANSPOSED,
@@ -30,6 +32,7 @@ from edgeq.quantize.capture import MODULE_KEY, capture_batched, example_tensors
 from edgeq.quantize.fake_quant import leave_in_float, observes_weight
 from edgeq.quantize.fx_workarounds import observe_after_clamps
 from edgeq.quantize.layer_error import FloatRun, float_run
+from edgeq.quantize.products import WHY_IN_FLOAT, write_as_linear
 from edgeq.quantize.pt2e_workarounds import (
     IN_FLOAT,
     coordinates,
@@ -157,7 +160,9 @@ def float_graph(program: Any, backend: str) -> Any:
     """
     written = functional(program)
     graph = written.module(check_guards=backend not in ETHOS_U)
-    return graph if written is program else without_copies(graph)
+    graph = graph if written is program else without_copies(graph)
+    write_as_linear(graph)
+    return graph
 
 
 def watched(prepared: Any, spec: QuantizeSpec) -> FloatRun:
@@ -200,6 +205,7 @@ def prepare(graph: Any, spec: QuantizeSpec, *, scheme: str = "static-int8") -> A
         leave_in_float(prepared, library().is_observer, known)
     front = leave_lost_fronts_in_float(prepared, library().is_observer, spec)
     of_computed = {node.name for node in computed}
+    products = [(node.meta.get(WHY_IN_FLOAT), _name_in_table(node)) for node in prepared.graph.nodes]
     by_computed = [node for node in prepared.graph.nodes if node.name in of_computed]
     for node in (*front, *by_computed):  # the name of a function in the model's own forward changes when it is lowered
         if multiplies(prepared, node):
@@ -213,6 +219,7 @@ def prepare(graph: Any, spec: QuantizeSpec, *, scheme: str = "static-int8") -> A
         BEFORE_LOGARITHM: sorted(names - elsewhere),
         RECURRENT: [name for kind, name in recurrent if has_int8_recurrent(spec.backend, kind)],
         NO_KERNEL: [name for kind, name in recurrent if not has_int8_recurrent(spec.backend, kind)],
+        **{reason: [name for why, name in products if why == reason] for reason in (BATCHED, EXACT)},
         COMPUTED: [_name_in_table(node) for node in by_computed],
         TRANSPOSED: [
             _name_in_table(node)

@@ -225,16 +225,18 @@ def leave_wide_softmax(graph: Any) -> None:
 
     Of many values that sum to 1 most are below half a step of the largest one, and rounding takes them all away.
     """
-    wide: set[Any] = set()
+    wide = set(wide_softmaxes(graph.graph))
     for node in graph.graph.nodes:
-        if node.op != "call_function" or node.target in LAYERS:
-            continue
-        if node.target in _SOFTMAX:
-            if node.meta["val"].shape[node.args[1]] > _WIDE:
-                wide.add(node)
-        elif any(source in wide for source in node.all_input_nodes):
+        spreads = node.op == "call_function" and node.target not in LAYERS | _SOFTMAX
+        if spreads and not wide.isdisjoint(node.all_input_nodes):
             wide.add(node)
             node.meta[IN_FLOAT] = True
+
+
+def wide_softmaxes(graph: Any) -> list[Any]:
+    """Return the softmaxes over many values."""
+    found = [node for node in graph.nodes if node.op == "call_function" and node.target in _SOFTMAX]
+    return [node for node in found if node.meta["val"].shape[node.args[1]] > _WIDE]
 
 
 def leave_scalars_and_empties(graph: Any) -> None:

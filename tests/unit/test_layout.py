@@ -11,7 +11,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-MOST_MODULES = 244
+MOST_MODULES = 245
 # Imports of edgeq's own modules inside functions. Lower it whenever the number falls; the goal is 60, and what remains
 # should be those that keep torch, pydantic or rich out of `edgeq --help` and `import edgeq`.
 NESTED_IMPORTS = 13

@@ -73,8 +73,10 @@ def test_dynamic_int8_stores_tables_of_embeddings(tmp_path, runtime, backend, ta
         assert sums.sqnr_db > 30
     stored = dict(lowered(result, model.inputs, tmp_path, runtime, backend=backend).stored)
     layers = 16 * 16 + 40 * 16  # packed ones, whose head is tied no more
+    layers += 40 * 16 if runtime == "executorch" else 0  # the product with `read` is a packed layer too
     assert stored["int8"] == layers + len(tables) * 40 * 16
-    assert stored["float32"] < (len(every - tables) + 1.5) * 40 * 16  # scales, biases and constants too
+    constants = 1.5 if runtime == "torchscript" else 0.5  # scales and biases too
+    assert stored["float32"] < (len(every - tables) + constants) * 40 * 16
 
 
 class TwoNames(nn.Module):

@@ -492,17 +492,7 @@ def with_constants(program: Any, inputs: tuple[Any, ...], specs: Sequence[Tensor
                 values[node] = node.target(*args, **kwargs)
             sources[node] = frozenset().union(*(sources[arg] for arg in node.all_input_nodes))
             if is_wanted(node) and _takes_no_more(node, values, sources[node], fixed):
-                name = _own_name(node) or f"constant_{node.name}"
-                place, _, leaf = name.rpartition(".")
-                if hasattr(module.get_submodule(place), leaf):
-                    delattr(module.get_submodule(place), leaf)
-                # quantizers look for weights among parameters
-                value = torch.nn.Parameter(values[node].contiguous(), requires_grad=False)
-                module.get_submodule(place).register_parameter(leaf, value)
-                with module.graph.inserting_before(node):
-                    constant = module.graph.get_attr(name)
-                constant.meta.update(node.meta)
-                node.replace_all_uses_with(constant)
+                constant = _in_place_of(node, module, values[node])
                 values[constant], sources[constant] = values[node], frozenset([constant])
                 fixed.add(constant)
                 folded = True
@@ -512,6 +502,23 @@ def with_constants(program: Any, inputs: tuple[Any, ...], specs: Sequence[Tensor
     module.recompile()
     with silenced():
         return with_modules(exported(module, inputs, specs))
+
+
+def _in_place_of(node: Any, module: Any, value: Any) -> Any:
+    """Exchange a node of a module's graph for a parameter, where quantizers look for weights; return its node."""
+    import torch
+
+    name = _own_name(node) or f"constant_{node.name}"
+    place, _, leaf = name.rpartition(".")
+    if hasattr(module.get_submodule(place), leaf):
+        delattr(module.get_submodule(place), leaf)
+    parameter = torch.nn.Parameter(value.contiguous(), requires_grad=False)
+    module.get_submodule(place).register_parameter(leaf, parameter)
+    with module.graph.inserting_before(node):
+        constant = module.graph.get_attr(name)
+    constant.meta.update(node.meta)
+    node.replace_all_uses_with(constant)
+    return constant
 
 
 def _own_name(node: Any) -> str:

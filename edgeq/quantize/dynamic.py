@@ -44,7 +44,7 @@ def dynamic_int8(spec: QuantizeSpec) -> QuantizedModel:
 
 
 def _packed(spec: QuantizeSpec, types: Mapping[str, str], module: Any) -> QuantizedModel:
-    """Convert the layers of a module whose layers are open, in place; `types` has the names of the model's own."""
+    """Convert the layers of a module that was opened, in place; `types` has the types of the model's own by name."""
     import torch
     from torch.ao.quantization import quantize_dynamic
 

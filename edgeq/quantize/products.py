@@ -100,7 +100,7 @@ def write_as_linear(graph: Any) -> None:
 
     The weights are the parameter's values in the order [out, in]; a constant that is added behind becomes the bias. A
     layer is named after the parameter, or after its module where that is no more than a layer (`weight` of a Conv1D).
-    The others stay, with the reason in their nodes' `meta`, which is "" for those that are no layers, as of a diagonal.
+    The others stay, with the reason in their nodes' `meta`: "" where no layer computes them, as a sum over the rows.
 
     Args:
         graph: a torch.fx.GraphModule of an exported program.

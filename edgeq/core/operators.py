@@ -215,11 +215,18 @@ def plain_layers() -> Iterator[None]:
     """Let layers be captured in the block as what quantizers and runtimes know.
 
     Recurrent cells become `plain_cells`. Adaptive maximum pools become maxima over windows: ExecuTorch 1.5 has none,
-    nor has ONNX where the windows differ.
+    nor has ONNX where the windows differ. nn.Bilinear becomes a linear layer and a product: its own operator is in no
+    quantizer, and not in ExecuTorch.
     """
     import torch
 
     functional = torch.nn.functional
+
+    def bilinear(left: Any, right: Any, weight: Any, bias: Any = None) -> Any:
+        outputs, width, _ = weight.shape  # [out, left, right]
+        product = functional.linear(left, weight.transpose(1, 2).reshape(-1, width))
+        result = (product.unflatten(-1, (outputs, -1)) * right.unsqueeze(-2)).sum(-1)
+        return result if bias is None else result + bias
 
     def adaptive(axes: int) -> Callable[..., Any]:
         original = getattr(functional, f"adaptive_max_pool{axes}d")
@@ -249,6 +256,7 @@ def plain_layers() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for name, cell in plain_cells().items():
             stack.enter_context(replaced(torch._VF, name, cell))
+        stack.enter_context(replaced(functional, "bilinear", bilinear))
         for axes in (1, 2, 3):
             stack.enter_context(replaced(functional, f"adaptive_max_pool{axes}d", adaptive(axes)))
         yield

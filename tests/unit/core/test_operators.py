@@ -216,6 +216,18 @@ def test_adaptive_maxima_are_those_of_pytorch(pool, shape):
     assert torch.equal(program.module()(x), pool(x))
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_bilinear_layers_are_linear_ones_and_a_product(bias):
+    layer = nn.Bilinear(5, 7, 3, bias=bias)
+    left, right = torch.randn(2, 4, 5), torch.randn(2, 4, 7)
+    with plain_layers():
+        program = torch.export.export(layer, (left, right))
+    targets = [str(node.target) for node in program.graph.nodes]
+    assert "aten.linear.default" in targets
+    assert not [target for target in targets if "linear" in target.removeprefix("aten.linear")]
+    torch.testing.assert_close(program.module()(left, right), layer(left, right))
+
+
 class ChannelAttention(nn.Module):
     """Channels weighted by the mean and the maximum of each, as in CBAM (Woo et al. 2018): images to [N, 4]."""
 

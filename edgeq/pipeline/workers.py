@@ -135,7 +135,7 @@ def fork_server(imports: Sequence[str]) -> ForkServerContext:
     if not _imported.keys() >= set(imports):
         _imported.update(dict.fromkeys(imports))
         multiprocessing.forkserver._forkserver._stop()  # type: ignore[attr-defined]  # there is no public name for it
-        context.set_forkserver_preload([__name__, *_imported])
+        context.set_forkserver_preload(["edgeq.pipeline.fork_server_end", __name__, *_imported])
     return context
 
 

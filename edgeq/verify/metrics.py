@@ -332,17 +332,18 @@ class SetMetric:
         groups: dict[Hashable, list[int]] = {}
         for i, key in enumerate(range(len(fp32)) if keys is None else keys):
             groups.setdefault(key, []).append(i)
-        sides = []  # the lines of each model, and which of them the samples of each group gave
+        sides = []  # the lines of each model, which of them each group gave, one group after another, and how many
         for rows in (fp32, measured):
             lines, of_sample = _lines(rows)
-            sides.append((lines, [np.concatenate([of_sample[i] for i in group]) for group in groups.values()]))
+            of_group = [np.concatenate([of_sample[i] for i in group]) for group in groups.values()]
+            sides.append((lines, np.concatenate(of_group), np.array([len(of) for of in of_group])))
         rng = np.random.default_rng(0)
         drops = []
         for _ in range(_RESAMPLES):
             drawn = rng.integers(0, len(groups), len(groups))
-            before, after = (self.score(lines[np.concatenate([of[i] for i in drawn])]) for lines, of in sides)
+            before, after = (self.score(lines[of[_segments(counts, drawn)]]) for lines, of, counts in sides)
             drops.append(before - after)
-        before, after = (self.score(lines) for lines, _ in sides)
+        before, after = (self.score(lines) for lines, _, _ in sides)
         estimate = before - after
         low, high = np.nanquantile(drops, (0.025, 0.975)) if np.isfinite(drops).any() else (-1.0, 1.0)
         least = matched_pairs(0, 0, len(groups))[1]
@@ -351,6 +352,18 @@ class SetMetric:
             low=100 * max(-1.0, min(float(low), estimate - least)),
             high=100 * min(1.0, max(float(high), estimate + least)),
         )
+
+
+def _segments(counts: NDArray[np.int64], drawn: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the indices of the drawn segments of an array, one segment after another.
+
+    Args:
+        counts: how many elements each segment has; together they are the array.
+        drawn: which segments.
+    """
+    starts, taken = np.cumsum(counts) - counts, counts[drawn]
+    ends = np.cumsum(taken)
+    return np.arange(ends[-1]) + np.repeat(starts[drawn] - (ends - taken), taken)
 
 
 def _lines(rows: Sequence[Any]) -> tuple[NDArray[np.float64], list[NDArray[np.int64]]]:

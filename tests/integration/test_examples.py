@@ -11,8 +11,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import nbclient
-import nbformat
 import pytest
 
 from edgeq.bundle.reader import read_bundle
@@ -112,6 +110,9 @@ def test_ota_channel(project: Project) -> None:
 
 
 def test_notebook(project: Project) -> None:
+    import nbclient  # they take 2 s, in every worker that collects
+    import nbformat
+
     notebook = nbformat.read(EXAMPLES / "notebook.ipynb", as_version=4)
     nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3").execute()  # a cell that raises ends it
     outputs = [cell["outputs"] for cell in notebook.cells if cell["cell_type"] == "code"]

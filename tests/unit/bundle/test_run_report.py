@@ -16,7 +16,10 @@ from edgeq.core.results.artifact import BundleInput
 from edgeq.core.results.measured import VerifyReport
 from edgeq.core.results.report import PackageResult
 
-ROWS = st.from_type(PackageResult).map(lambda row: dataclasses.replace(row, seconds=dict(sorted(row.seconds.items()))))
+# deferred: looking at the types takes 2 s, in every worker that collects
+ROWS = st.deferred(lambda: st.from_type(PackageResult)).map(
+    lambda row: dataclasses.replace(row, seconds=dict(sorted(row.seconds.items())))
+)
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_digits
 
 from edgeq.core import preprocess
 from edgeq.core.errors import EnvironmentProblem, ExitCode
@@ -97,6 +96,8 @@ def test_missing_scikit_learn_names_the_extra(monkeypatch):
 
 def test_the_images_are_those_of_scikit_learns_loader_which_is_not_imported():
     pixels, labels = digits.images()
+    from sklearn.datasets import load_digits  # 1.5 s, in every worker that collects
+
     known = load_digits()
     assert (pixels[..., 0] == np.rint(known.images * (255 / 16))).all()
     assert (labels == known.target).all()

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from pt2e_cases import IMAGE, conv, sqnrs
-from sklearn.datasets import load_digits
 from small_models import captured_net, dataset, forward, loaded, lowered, outputs_of, quantized, sample
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
@@ -333,6 +332,8 @@ class PreAct(nn.Module):
 @functools.cache
 def trained_preact():
     """The model after 160 steps on scikit-learn's digits, and images [1797, 1, 8, 8] with their labels."""
+    from sklearn.datasets import load_digits  # 1.5 s, in every worker that collects
+
     digits = load_digits()
     images = torch.from_numpy((digits.images / 16).astype(np.float32))[:, None]
     labels = torch.from_numpy(digits.target.astype(np.int64))

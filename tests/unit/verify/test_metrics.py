@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from scipy import stats
-from sklearn import metrics as sklearn
 
 from edgeq.core.errors import UsageError
 from edgeq.core.intervals import matched_pairs, student_t975
@@ -284,7 +283,14 @@ def set_score(name, outputs, labels, threshold=0.0):
     return metric.of(rows), told
 
 
-def test_auc_and_f1_of_one_output_are_sklearns():
+@pytest.fixture(scope="module")
+def sklearn():
+    from sklearn import metrics  # it takes 1.5 s, in every worker that collects
+
+    return metrics
+
+
+def test_auc_and_f1_of_one_output_are_sklearns(sklearn):
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, 200)
     scores = np.round(rng.normal(labels, 1.5), 1)  # with ties
@@ -294,7 +300,7 @@ def test_auc_and_f1_of_one_output_are_sklearns():
     assert set_score("f1@1", outputs, labels) == (pytest.approx(sklearn.f1_score(labels, scores > 1)), "f1@1")
 
 
-def test_auc_and_f1_of_classes_are_sklearns_macro_means():
+def test_auc_and_f1_of_classes_are_sklearns_macro_means(sklearn):
     rng = np.random.default_rng(1)
     labels = rng.integers(0, 3, 300)
     logits = rng.normal(size=(300, 3)) + 2 * np.eye(3)[labels] + rng.normal(size=(300, 1)) * 9
@@ -307,7 +313,7 @@ def test_auc_and_f1_of_classes_are_sklearns_macro_means():
     assert set_score("f1", logits, labels)[0] == pytest.approx(f1)
 
 
-def test_f1_and_auc_of_several_labels_are_sklearns():
+def test_f1_and_auc_of_several_labels_are_sklearns(sklearn):
     rng = np.random.default_rng(2)
     labels = rng.integers(0, 2, (200, 4))
     logits = rng.normal(2 * labels - 1, 1.5)
@@ -315,7 +321,7 @@ def test_f1_and_auc_of_several_labels_are_sklearns():
     assert set_score("auc", logits, labels)[0] == pytest.approx(sklearn.roc_auc_score(labels, logits))
 
 
-def test_miou_is_over_the_pixels_of_the_set_without_the_ignored_ones():
+def test_miou_is_over_the_pixels_of_the_set_without_the_ignored_ones(sklearn):
     rng = np.random.default_rng(3)
     labels = rng.integers(0, 3, (20, 8, 8))
     logits = rng.normal(size=(20, 4, 8, 8)) + 2 * np.eye(4)[labels].transpose(0, 3, 1, 2)  # no pixel is of class 3

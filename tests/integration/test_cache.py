@@ -100,6 +100,7 @@ def at_home(stored: Project, monkeypatch: pytest.MonkeyPatch) -> Iterator[Projec
 
 
 LOOK = """
+import json
 import os
 import sys
 from pathlib import Path
@@ -107,31 +108,66 @@ from pathlib import Path
 from edgeq.cli.main import run
 from edgeq.pipeline import cache, package
 
+answers = os.fdopen(os.dup(1), "w")  # a run has standard output for itself
+
 
 def look(job):
     key = cache.unit_key(cache.job_facts(job), job.targets[0], job.schemes[0])
-    print("hit" if cache.look_up(key, Path("looked-up")) else "miss", file=sys.stderr, flush=True)
+    found = "hit" if cache.look_up(key, Path("looked-up")) else "miss"
     assert "torch" not in sys.modules
+    print(found, file=answers, flush=True)
     os._exit(0)
 
 
 package.preflight = look
-sys.exit(run(["package", *sys.argv[1:]]))
+for line in sys.stdin:
+    if os.fork() == 0:
+        code = run(["package", *json.loads(line)])
+        print("it ended before it looked, with", code, file=answers, flush=True)
+        os._exit(1)
+    os.wait()
 """
 
 
-def is_hit(project: Project, *args: str, **variables: str) -> bool:
-    """Ask the cache alone, as a run would, in a process of its own."""
-    process = subprocess.run(
-        [sys.executable, "-c", LOOK, *ARGS, *args],
-        capture_output=True,
+@pytest.fixture(scope="module")
+def looker(stored: Project) -> Iterator[subprocess.Popen[str]]:
+    """A process that has imported edgeq, and nothing else; each line of arguments is looked up in a fork of it."""
+    with subprocess.Popen(
+        [sys.executable, "-c", LOOK],
+        cwd=stored.root,
+        env={**os.environ, "EDGEQ_CACHE_DIR": str(stored.cache)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
-        check=False,
-        env={**os.environ, **variables},
-    )
-    shutil.rmtree(project.root / "looked-up", ignore_errors=True)
-    assert process.returncode == 0, process.stderr
-    return {"hit": True, "miss": False}[process.stderr.split()[-1]]
+    ) as process:
+        yield process
+
+
+IsHit = Callable[..., bool]
+
+
+@pytest.fixture
+def is_hit(at_home: Project, looker: subprocess.Popen[str]) -> IsHit:
+    """Ask the cache alone, as a run would; with other variables, in a new process."""
+
+    def ask(*args: str, **variables: str) -> bool:
+        line = json.dumps([*ARGS, *args]) + "\n"
+        if variables:
+            command = [sys.executable, "-c", LOOK]
+            environment = {**os.environ, **variables}
+            told = subprocess.run(
+                command, input=line, capture_output=True, text=True, check=True, env=environment
+            ).stdout
+        else:
+            assert looker.stdin is not None
+            assert looker.stdout is not None
+            looker.stdin.write(line)
+            looker.stdin.flush()
+            told = looker.stdout.readline()
+        shutil.rmtree(at_home.root / "looked-up", ignore_errors=True)
+        return {"hit": True, "miss": False}[told.strip()]
+
+    return ask
 
 
 def append(path: str) -> Callable[[], object]:
@@ -152,13 +188,13 @@ def test_the_same_command_again_is_a_hit_without_torch(at_home: Project) -> None
     assert at_home.left_behind() == []
 
 
-def test_a_hit_ignores_what_the_result_does_not_depend_on(at_home: Project) -> None:
+def test_a_hit_ignores_what_the_result_does_not_depend_on(at_home: Project, is_hit: IsHit) -> None:
     Path("notes.txt").write_text("beside the model's code")
     os.utime("weights.safetensors")
     os.utime("helper.py")
-    assert is_hit(at_home)
-    assert is_hit(at_home, "--out", "elsewhere")
-    assert is_hit(at_home, QUARTERS_OTHER="1")
+    assert is_hit()
+    assert is_hit("--out", "elsewhere")
+    assert is_hit(QUARTERS_OTHER="1")
 
 
 @pytest.mark.parametrize(
@@ -176,9 +212,9 @@ def test_a_hit_ignores_what_the_result_does_not_depend_on(at_home: Project) -> N
         pytest.param(lambda: Path("torchvision.py").touch(), id="a module that might be found instead"),
     ],
 )
-def test_any_change_of_what_was_read_is_a_miss(at_home: Project, change: Callable[[], object]) -> None:
+def test_any_change_of_what_was_read_is_a_miss(at_home: Project, is_hit: IsHit, change: Callable[[], object]) -> None:
     change()
-    assert not is_hit(at_home)
+    assert not is_hit()
 
 
 @pytest.mark.parametrize(
@@ -191,20 +227,22 @@ def test_any_change_of_what_was_read_is_a_miss(at_home: Project, change: Callabl
     ],
 )
 def test_another_option_or_environment_is_a_miss(
-    at_home: Project, args: tuple[str, ...], variables: dict[str, str]
+    at_home: Project, is_hit: IsHit, args: tuple[str, ...], variables: dict[str, str]
 ) -> None:
-    assert not is_hit(at_home, *args, **variables)
+    assert not is_hit(*args, **variables)
 
 
-def test_another_content_of_the_target_file_is_a_miss_and_the_old_one_a_hit_again(at_home: Project) -> None:
+def test_another_content_of_the_target_file_is_a_miss_and_the_old_one_a_hit_again(
+    at_home: Project, is_hit: IsHit
+) -> None:
     old = Path("mine.toml").read_text()
     Path("mine.toml").write_text(old + "[device]\nthreads = 1\n")
-    assert not is_hit(at_home)
+    assert not is_hit()
     Path("mine.toml").write_text(old)
     append("helper.py")()
-    assert not is_hit(at_home)
+    assert not is_hit()
     Path("helper.py").write_text(HELPER)
-    assert is_hit(at_home)
+    assert is_hit()
 
 
 def entry(project: Project) -> Path:
@@ -253,27 +291,29 @@ def lie(place: Path) -> None:
         pytest.param(lambda place: shutil.rmtree(place / "bundle"), id="no bundle"),
     ],
 )
-def test_a_damaged_entry_is_discarded_and_not_used(at_home: Project, damage: Callable[[Path], object]) -> None:
+def test_a_damaged_entry_is_discarded_and_not_used(
+    at_home: Project, is_hit: IsHit, damage: Callable[[Path], object]
+) -> None:
     place = entry(at_home)
     damage(place)
-    assert not is_hit(at_home)
+    assert not is_hit()
     assert not place.exists()
 
 
-def test_an_entry_under_another_name_is_not_used(at_home: Project) -> None:
+def test_an_entry_under_another_name_is_not_used(at_home: Project, is_hit: IsHit) -> None:
     place = entry(at_home)
     moved = place.with_name("0" * 64)
     place.rename(moved)
-    assert not is_hit(at_home)
+    assert not is_hit()
     assert not moved.exists()
 
 
-def test_a_run_on_a_damaged_entry_succeeds_and_mends_it(at_home: Project) -> None:
+def test_a_run_on_a_damaged_entry_succeeds_and_mends_it(at_home: Project, is_hit: IsHit) -> None:
     flip("bundle/manifest.json")(entry(at_home))
     result = edgeq(*ARGS)
     assert result.code == 0, result.err
     assert not result.json["rows"][0]["cached"]
-    assert is_hit(at_home)
+    assert is_hit()
 
 
 def test_no_cache_neither_reads_nor_writes(at_home: Project) -> None:
@@ -285,7 +325,7 @@ def test_no_cache_neither_reads_nor_writes(at_home: Project) -> None:
     assert entry(at_home).stat().st_ino == before
 
 
-def test_info_and_clear_tell_what_there_is(at_home: Project, capfd: pytest.CaptureFixture[str]) -> None:
+def test_info_and_clear_tell_what_there_is(at_home: Project, is_hit: IsHit, capfd: pytest.CaptureFixture[str]) -> None:
     from edgeq.cli.main import run
 
     kept = shutil.copytree(at_home.cache, at_home.root.parent / "kept")
@@ -297,5 +337,5 @@ def test_info_and_clear_tell_what_there_is(at_home: Project, capfd: pytest.Captu
     assert json.loads(capfd.readouterr().out)["removed"] == 1
     assert run(["cache", "clear"]) == 0
     assert capfd.readouterr().out == "removed 0 entries\n"
-    assert not is_hit(at_home)
+    assert not is_hit()
     shutil.rmtree(kept)

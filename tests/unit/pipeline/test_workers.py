@@ -51,3 +51,18 @@ if __name__ == "__main__":
 """)
     found = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False, timeout=120)
     assert found.stdout.splitlines() == ["[True, False]", "[True, True]", "[True, True]"], found.stderr
+
+
+def test_the_process_that_workers_are_forked_from_ends_at_once_and_its_forks_keep_their_exit_codes() -> None:
+    script = """
+import multiprocessing.forkserver  # as the line that starts it says
+import atexit, os
+atexit.register(print, "taken apart", flush=True)  # which a fork comes to, and the server itself does not
+import edgeq.pipeline.workers
+if os.fork() == 0:
+    atexit._run_exitfuncs()  # as multiprocessing does
+    os._exit(3)
+print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["taken", "apart", "3"]

@@ -363,7 +363,8 @@ def _segments(counts: NDArray[np.int64], drawn: NDArray[np.int64]) -> NDArray[np
     """
     starts, taken = np.cumsum(counts) - counts, counts[drawn]
     ends = np.cumsum(taken)
-    return np.arange(ends[-1]) + np.repeat(starts[drawn] - (ends - taken), taken)
+    indices: NDArray[np.int64] = np.arange(ends[-1]) + np.repeat(starts[drawn] - (ends - taken), taken)
+    return indices
 
 
 def _lines(rows: Sequence[Any]) -> tuple[NDArray[np.float64], list[NDArray[np.int64]]]:

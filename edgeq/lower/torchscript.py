@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import math
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,7 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
             if spec.backend == "qnnpack" and any(f"aten::{name}" in str(traced.inlined_graph) for name in _IN_2_1):
                 traced = _traced(_root(quantized.graph, written, older=True), _inputs(spec.inputs))
             module, passes = _optimized(traced, spec.backend)
-            products = _products(module)
-            layers = [layer for layer, of_inputs in computed if of_inputs or layer.name in products]
+            layers = _left_in(module, computed)
             _refuse_kept_sizes(module, quantized.graph, spec)
             path = _save(module, spec)
             version, operators = _archive_facts(module)
@@ -340,14 +340,23 @@ def eager_layers(module: Any, inputs: tuple[Any, ...]) -> tuple[tuple[Layer, boo
     return tuple(one for i, one in enumerate(found) if i in live)
 
 
-def _products(module: Any) -> set[str]:
-    """Return the names of the modules whose convolutions and matrix products an optimized trace computes."""
-    names = set()
+def _left_in(module: Any, computed: Sequence[tuple[Layer, bool]]) -> list[Layer]:
+    """Return what an optimized trace still computes of the layers that `eager_layers` found.
+
+    A layer of constants is none any more where the trace has no more products of its module than the inputs decide.
+    """
+    products: Counter[str] = Counter()
     for node in module.graph.nodes():
         op = node.kind().rpartition("::")[2].strip("_")
         if op in MATRIX_OPS or op.startswith(("conv", "linear")):
-            names.add(node.scopeName().rpartition("/")[2].removeprefix("__module.graph."))
-    return names
+            products[node.scopeName().rpartition("/")[2].removeprefix("__module.graph.")] += 1
+    products.subtract(layer.name for layer, of_inputs in computed if of_inputs)
+    left = []
+    for layer, of_inputs in computed:
+        if of_inputs or products[layer.name] > 0:
+            left.append(layer)
+            products[layer.name] -= not of_inputs
+    return left
 
 
 def _storage(tensor: Any) -> int:

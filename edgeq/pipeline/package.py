@@ -13,7 +13,7 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType, ModuleType, SimpleNamespace
 from typing import Any
@@ -26,7 +26,7 @@ from edgeq.core.files import cache_folder, disk_errors, lock_dir
 from edgeq.core.manifest import ETRECORD_NAME
 from edgeq.core.operators import with_open_batch
 from edgeq.core.results.artifact import Artifact, Inputs
-from edgeq.core.results.model import FILE_KINDS, LoadedModel, LoweredModel, QParams, QuantizedModel
+from edgeq.core.results.model import ASKED, FILE_KINDS, LoadedModel, LoweredModel, QParams, QuantizedModel
 from edgeq.core.results.report import ModelError, Reuse, RunReport
 from edgeq.core.samples import varying_sizes
 from edgeq.core.schemes import AUTO, DEFAULT, FLOAT_SCHEMES, NEEDS_SEARCH, NEEDS_TRAINING
@@ -377,9 +377,14 @@ class ArtifactBuilder:
                 verified, golden = judge(verify, ran)
         states = (quantized.tuning.state if quantized.tuning is not None else None, quantized.search_state)
         self._states += [state for state in states if state is not None]
-        asked = _asked_layers(self._job, float_module(inputs), lowered) if self._job.keep_fp32 else ()
+        asked: tuple[str, ...] = ()
+        if self._job.keep_fp32:
+            asked = _asked_layers(self._job, float_module(inputs), lowered, quantized.in_float.get(ASKED, ()))
+        in_float = {why: names for why, names in quantized.in_float.items() if why != ASKED}
         return Artifact(
-            quantized=dataclasses.replace(quantized, graph=None, exported=None, runs_as=None, grouped=()),
+            quantized=dataclasses.replace(
+                quantized, graph=None, exported=None, runs_as=None, grouped=(), in_float=in_float
+            ),
             lowered=lowered,
             verified=verified,
             golden=golden,
@@ -552,12 +557,20 @@ def _qat_spec(job: Job, inputs: Inputs) -> QatSpec:
     )
 
 
-def _asked_layers(job: Job, module: Any, lowered: LoweredModel) -> tuple[str, ...]:
+def _asked_layers(job: Job, module: Any, lowered: LoweredModel, others: Collection[str]) -> tuple[str, ...]:
     """Return the names of the artifact's layers in modules that --keep-fp32 names, after quantization checked them.
 
     An entry that matches only names of an exported program's own, and no module here, excuses no layer.
+
+    Args:
+        job: with the entries.
+        module: the float model.
+        lowered: with the artifact's layers.
+        others: names of modules that quantization gave to such modules.
     """
     kept = {name for name, kind in type_names(module).items() if name in job.keep_fp32 or kind in job.keep_fp32}
+    values = (*module.named_parameters(), *module.named_buffers())  # a product with one is a layer of its name
+    kept |= {*others, *(name for name, _ in values if name in job.keep_fp32)}
     return tuple(layer.name for layer in lowered.layers if inside(layer.name.partition("#")[0], kept))
 
 

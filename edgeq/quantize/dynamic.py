@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgeq.core.errors import UnsupportedError, UsageError, first_line, user_line
-from edgeq.core.results.model import NO_KERNEL, QuantizedModel
+from edgeq.core.results.model import ASKED, NO_KERNEL, QuantizedModel
 from edgeq.quantize.capture import calls_of, example_tensors
 from edgeq.quantize.fx import engine
 from edgeq.quantize.fx_export import exported_graph, products_of, with_product_layers
@@ -31,7 +31,7 @@ def dynamic_int8(spec: QuantizeSpec) -> QuantizedModel:
     """
     module = float_copy(spec, "dynamic-int8")
     types = type_names(module)
-    open_layers(module)
+    open_layers(module, example_tensors(spec.inputs))
     packed = functools.partial(_packed, spec, types)
     if not _weights_read_elsewhere(module, example_tensors(spec.inputs)):
         return with_product_layers(module, spec, packed)[0]
@@ -72,7 +72,8 @@ def _packed(spec: QuantizeSpec, types: Mapping[str, str], module: Any) -> Quanti
     left = [name for name in layers if name not in chosen]
     # of tables alone dynamic-int8 makes nothing that runs in int8
     layers_and_tables = (chosen and [*chosen, *tables], [*left, *in_float])
-    by_plan = {NO_KERNEL: [name for name, part in module.named_modules() if type(part) is torch.nn.RNN]}
+    no_kernel = [name for name, part in module.named_modules() if type(part) is torch.nn.RNN]
+    by_plan = {NO_KERNEL: no_kernel, ASKED: sorted(kept)}
     return quantized_model("dynamic-int8", module, layers_and_tables, covers="linear, LSTM or GRU", by_plan=by_plan)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from edgeq.core.errors import EdgeqError, UnsupportedError, UsageError, first_line, user_line
 from edgeq.core.results.model import (
+    ASKED,
     BATCHED,
     BEFORE_LOGARITHM,
     EXACT,
@@ -205,7 +206,7 @@ def prepare(spec: QuantizeSpec) -> Any:
 
     exchange_layers(module)
     # FX calls PyTorch's own attention and encoder layers as a whole, in float, and replaces layers without their hooks
-    by_export = "attention FX leaves in float" if open_layers(module) else ""
+    by_export = "attention FX leaves in float" if open_layers(module, inputs) else ""
     by_export = by_export or ("hooks FX drops" if any(map(_has_hooks, module.modules())) else "")
     try:
         if by_export:
@@ -243,6 +244,7 @@ def prepare(spec: QuantizeSpec) -> Any:
     functions = [node for node in prepared.graph.nodes if node.op != "call_module" and multiplies(prepared, node)]
     elsewhere = {_table_names(node) for node in functions if node not in front}
     prepared.meta[IN_FLOAT_BY_PLAN] = {
+        ASKED: kept,
         BEFORE_LOGARITHM: [
             *(str(node.target) for node in front if node.op == "call_module" and multiplies(prepared, node)),
             *(name for names in {_table_names(node) for node in functions} - elsewhere for name in names),

@@ -802,22 +802,29 @@ def _bounds(node: Any) -> tuple[float, float] | None:
 # --- Attention and recurrent cells as linear layers: they multiply by raw parameters, which no method can exchange.
 
 
-def open_layers(module: Any) -> bool:
+def open_layers(module: Any, inputs: tuple[Any, ...]) -> bool:
     """Replace what multiplies by raw parameters by its equal made of linear layers, in place.
 
     These are nn.MultiheadAttention, nn.LSTMCell, nn.GRUCell and nn.RNNCell. Attention with rows added to key and value
     (`add_bias_kv`, `add_zero_attn`) stays as it is.
 
+    Args:
+        module: the float module in eval mode.
+        inputs: tensors that it takes.
+
     Returns:
         Whether there was attention.
     """
+    of_rows = _cells_of_rows(module, inputs)
     has_attention = False
     for part in list(module.modules()):
         for name, child in part.named_children():
             is_attention = type(child) is nn.MultiheadAttention and child.bias_k is None and not child.add_zero_attn
-            opened = OpenAttention if is_attention else _OPEN.get(type(child))
-            if opened is not None:
-                setattr(part, name, opened(child).eval().requires_grad_(False))
+            if is_attention:
+                setattr(part, name, OpenAttention(child).eval().requires_grad_(False))
+            elif type(child) in _OPEN:
+                opened = _OPEN[type(child)](child, takes_rows=child in of_rows)
+                setattr(part, name, opened.eval().requires_grad_(False))
             has_attention |= is_attention
     return has_attention
 
@@ -876,51 +883,77 @@ class OpenAttention(nn.Module):  # type: ignore[misc]  # torch is not followed b
         return rows.reshape(batch, length, self.num_heads, width // self.num_heads).transpose(1, 2)
 
 
+def _cells_of_rows(module: Any, inputs: tuple[Any, ...]) -> set[Any]:
+    """Return the recurrent cells that forward calls without a batch axis, which int8 layers need."""
+    found: set[Any] = set()
+
+    def see(cell: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if (args[0] if args else kwargs["input"]).dim() == 1:
+            found.add(cell)
+
+    cells = [part for part in module.modules() if type(part) in _OPEN]
+    hooks = [cell.register_forward_pre_hook(see, with_kwargs=True) for cell in cells]
+    try:
+        if cells:
+            with torch.no_grad():
+                module(*inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
 class _OpenCell(nn.Module):  # type: ignore[misc]  # torch is not followed by mypy
     """What a recurrent cell of PyTorch computes, by two linear layers. It is of the cell's type: forward may ask."""
 
-    def __init__(self, cell: Any) -> None:
+    def __init__(self, cell: Any, *, takes_rows: bool = False) -> None:
         nn.Module.__init__(self)  # the cell's own makes raw parameters
         self.input_size, self.hidden_size, self.bias = cell.input_size, cell.hidden_size, cell.bias
         self.linear_ih = _linear(cell.weight_ih, cell.bias_ih)
         self.linear_hh = _linear(cell.weight_hh, cell.bias_hh)
+        self.takes_rows = takes_rows
 
-    def _zeros(self, of_input: Any) -> Any:
-        """Return the hidden state that a cell takes where it is given none."""
-        return torch.zeros_like(of_input[..., : self.hidden_size])
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        """Take and return what the cell of PyTorch does."""
+        states: tuple[Any, ...] = () if hx is None else (hx[0], hx[1]) if isinstance(self, nn.LSTMCell) else (hx,)
+        if self.takes_rows:
+            input, states = input.unsqueeze(0), tuple(state.unsqueeze(0) for state in states)
+        of_input = self.linear_ih(input)
+        if hx is None:
+            states = (torch.zeros_like(of_input[..., : self.hidden_size]),) * 2
+        result = self._step(of_input, self.linear_hh(states[0]), states[-1])
+        if not self.takes_rows:
+            return result
+        return tuple(one.squeeze(0) for one in result) if isinstance(result, tuple) else result.squeeze(0)
+
+    def _step(self, of_input: Any, of_hidden: Any, state: Any) -> Any:
+        """Return the new state of both products and the state before, of an LSTM the cell state."""
+        raise NotImplementedError
 
 
 class OpenLSTMCell(_OpenCell, nn.LSTMCell):  # type: ignore[misc]
     """nn.LSTMCell by linear layers."""
 
-    def forward(self, input: Any, hx: Any = None) -> tuple[Any, Any]:  # as PyTorch names it
-        """Take and return what nn.LSTMCell does."""
-        of_input = self.linear_ih(input)
-        hidden, cell = (self._zeros(of_input),) * 2 if hx is None else (hx[0], hx[1])
-        return lstm_step(of_input, self.linear_hh(hidden), cell)
+    def _step(self, of_input: Any, of_hidden: Any, state: Any) -> Any:
+        return lstm_step(of_input, of_hidden, state)
 
 
 class OpenGRUCell(_OpenCell, nn.GRUCell):  # type: ignore[misc]
     """nn.GRUCell by linear layers."""
 
-    def forward(self, input: Any, hx: Any = None) -> Any:
-        """Take and return what nn.GRUCell does."""
-        of_input = self.linear_ih(input)
-        hidden = self._zeros(of_input) if hx is None else hx
-        return gru_step(of_input, self.linear_hh(hidden), hidden)
+    def _step(self, of_input: Any, of_hidden: Any, state: Any) -> Any:
+        return gru_step(of_input, of_hidden, state)
 
 
 class OpenRNNCell(_OpenCell, nn.RNNCell):  # type: ignore[misc]
     """nn.RNNCell by linear layers."""
 
-    def __init__(self, cell: Any) -> None:
-        super().__init__(cell)
+    def __init__(self, cell: Any, *, takes_rows: bool = False) -> None:
+        super().__init__(cell, takes_rows=takes_rows)
         self.nonlinearity = cell.nonlinearity
 
-    def forward(self, input: Any, hx: Any = None) -> Any:
-        """Take and return what nn.RNNCell does."""
-        of_input = self.linear_ih(input)
-        gates = of_input + self.linear_hh(self._zeros(of_input) if hx is None else hx)
+    def _step(self, of_input: Any, of_hidden: Any, state: Any) -> Any:  # noqa: ARG002
+        gates = of_input + of_hidden
         return torch.tanh(gates) if self.nonlinearity == "tanh" else torch.relu(gates)
 
 

@@ -105,13 +105,14 @@ def write_as_linear(graph: Any) -> None:
     Args:
         graph: a torch.fx.GraphModule of an exported program.
     """
-    products = {node: product for node in graph.graph.nodes if (product := _product(node)) is not None}
+    products = [node for node in graph.graph.nodes if _product(node) is not None]
     exact = _exact(graph.graph, products)
     constant = _constants(graph)
     weights: dict[Any, Any] = {}  # by their values and the order of these: their nodes
     sources: set[str] = set()
-    for node, product in products.items():
-        if node.meta["val"].dtype != torch.float32:
+    for node in products:
+        product = _product(node)  # again: what it reads may be a layer by now
+        if product is None or node.meta["val"].dtype != torch.float32:
             continue
         left, right = constant(product.left), constant(product.right)
         if (left is None) == (right is None):
@@ -230,8 +231,11 @@ def _as_linear(
     x, of_x, of_weight, of_result = product.left, list(product.of_left), list(product.of_right), product.of_result
     sizes = dict(zip(of_weight, weight.shape, strict=True))
     given = dict(zip(of_x, x.meta["val"].shape, strict=True))
-    # where one factor has a size of 1, the axis is the other's alone
+    # where one factor has a size of 1, or is one matrix over and over, the axis is the other's alone
     alone = [label for label in of_weight if label in of_x and label in of_result]
+    for label in alone:
+        if weight.stride(of_weight.index(label)) == 0:
+            weight, sizes[label] = weight.narrow(of_weight.index(label), 0, 1), 1
     of_one = [label for label in alone if sizes[label] == 1]
     spread = [label for label in alone if sizes[label] != 1 and isinstance(given[label], int) and given[label] == 1]
     if len(of_one) + len(spread) < len(alone):

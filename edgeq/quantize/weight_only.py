@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from edgeq.core.errors import UnsupportedError
 from edgeq.core.results.model import QuantizedModel
+from edgeq.quantize.capture import example_tensors
 from edgeq.quantize.fx_workarounds import open_layers
 from edgeq.quantize.result import float_copy, quantized_model, type_names
 from edgeq.quantize.spec import QuantizeSpec, inside, matched_names
@@ -53,7 +54,7 @@ def stored_half(spec: QuantizeSpec) -> QuantizedModel:
 def _stored(spec: QuantizeSpec, scheme: str, kinds: Sequence[str], *, bits: int) -> QuantizedModel:
     module = float_copy(spec, scheme)
     kept = matched_names(spec.keep_fp32, type_names(module))
-    open_layers(module)
+    open_layers(module, example_tensors(spec.inputs))
     layers = {name: part for name, part in module.named_modules() if type(part) in KINDS}
     chosen = [name for name, part in layers.items() if type(part).__name__ in kinds and not inside(name, kept)]
     for name in chosen:

@@ -35,6 +35,21 @@ class Stacked(nn.Module):
     def __init__(self):
         super().__init__()
         self.project = nn.Linear(16, 16)
+        self.weights = nn.ParameterList([torch.randn(2, 16, 16) / 4 for _ in range(4)])
+
+    def forward(self, x):
+        x = self.project(x)
+        for weight in self.weights:
+            x = torch.bmm(x, weight)
+        return x
+
+
+class Repeated(nn.Module):
+    '''A linear layer, and a product with one matrix for all rows of a batch.'''
+
+    def __init__(self):
+        super().__init__()
+        self.project = nn.Linear(16, 16)
         self.weight = nn.Parameter(torch.randn(1, 16, 16) / 4)
 
     def forward(self, x):
@@ -49,6 +64,11 @@ def attention():
 def stacked():
     torch.manual_seed(0)
     return Stacked().eval()
+
+
+def repeated():
+    torch.manual_seed(0)
+    return Repeated().eval()
 
 
 def example_inputs():
@@ -78,7 +98,17 @@ def test_products_of_activations_are_not_missing_from_int8(project: Project, edg
 
 
 @pytest.mark.parametrize("target", [X86, XNNPACK, "linux-x86_64-ort"])
-def test_a_product_with_a_weight_that_stayed_in_float_fails(project: Project, edgeq: Run, target: str) -> None:
+def test_a_product_with_one_matrix_is_a_layer(project: Project, edgeq: Run, target: str) -> None:
+    gate, layers = ends(project, edgeq, "repeated", target)
+    assert gate["outcome"] == "ok", gate
+    assert gate["measured"].startswith("100"), gate
+    assert len(layers) == 2, layers
+
+
+@pytest.mark.parametrize("target", [X86, XNNPACK, "linux-x86_64-ort"])
+def test_products_with_weights_that_stay_in_float_fail_where_most_work_is_theirs(
+    project: Project, edgeq: Run, target: str
+) -> None:
     gate, layers = ends(project, edgeq, "stacked", target)
     assert not any(layer["of_activations"] for layer in layers), layers
     assert gate["outcome"] == "failed", gate

@@ -514,7 +514,7 @@ class QuantizedModel:
         layer_sqnrs: how far each layer is from the float graph's; None for schemes that calibrate no graph.
         in_float: names, in the artifact's table of layers, of those that stay in float without being asked to, by the
             reason: `BEFORE_LOGARITHM`, `RECURRENT`, `NO_KERNEL`, `TRANSPOSED`, `BATCHED`, `EXACT` or `COMPUTED`; of the
-            scheme weight-only-int4 those that are not in int4.
+            scheme weight-only-int4 those that are not in int4. With `ASKED` modules that --keep-fp32 names.
         grouped: the weights that the artifact is to store in int4.
     """
 
@@ -543,6 +543,7 @@ RECURRENT = "recurrent layers, which have no kernel of static int8"
 NO_KERNEL = "recurrent layers of a kind that has no int8 kernel"
 TRANSPOSED = "transposed convolutions, which have no kernel of static int8"
 BATCHED = "products with a batch of constants, which have no kernel of static int8"
+ASKED = "--keep-fp32"  # of modules that the user knows by other names than the artifact has
 EXACT = "products that give positions or angles, or that take a wide softmax"
 COMPUTED = "layers whose weights forward computes"
 

@@ -167,9 +167,13 @@ def test_cells_are_linear_layers_of_the_same_values(cell, bias):
     torch.manual_seed(0)
     plain, x, hidden = cell(6, 4, bias=bias), torch.randn(3, 6), torch.randn(3, 4)
     state = (hidden, torch.randn(3, 4)) if isinstance(plain, nn.LSTMCell) else hidden
-    holder = nn.ModuleList([copy.deepcopy(plain)])
-    open_layers(holder)
-    opened = holder[0]
+
+    def opened_for(x):
+        holder = nn.Sequential(copy.deepcopy(plain))
+        open_layers(holder, (x,))
+        return holder[0]
+
+    opened = opened_for(x)
     assert isinstance(opened, type(plain))
     assert not hasattr(opened, "weight_ih")
     for inputs in ((x, state), (x,)):
@@ -182,7 +186,8 @@ def test_cells_are_linear_layers_of_the_same_values(cell, bias):
         assert targets.count("aten.linear.default") == 2
         assert not [target for target in targets if target.endswith("_cell.default")]
     row = (x[0], tuple(one[0] for one in state)) if isinstance(state, tuple) else (x[0], state[0])
-    torch.testing.assert_close(opened(*row), plain(*row))
+    torch.testing.assert_close(opened_for(x[0])(*row), plain(*row))
+    torch.testing.assert_close(opened_for(x[0])(x[0]), plain(x[0]))
 
 
 @pytest.mark.parametrize("kind", [nn.LSTMCell, nn.GRUCell])

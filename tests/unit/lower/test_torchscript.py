@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scheme_models import Steps
 from small_models import IMAGE, SmallNet, artifact, dataset, folder, forward, loaded, lowered, quantized, small_net
 from torch import nn
 from torch.jit.mobile import _load_for_lite_interpreter
@@ -463,3 +464,21 @@ def test_layers_of_constants_are_none_of_an_artifact(tmp_path, backend, sized, l
     (batch,) = batches(dataset(model.inputs, 1), model.inputs)
     found = kernel_share("torchscript", runner.profile(batch.inputs, tmp_path), low.layers)
     assert (found.int8_macs, found.why_unmatched) == (1.0, "")
+
+
+class Fixed(Steps):
+    """Steps from a first state that no input decides."""
+
+    def forward(self, x):
+        hidden = torch.zeros(1, 32)
+        for step in range(4):
+            hidden = self.cell(x[:, step], hidden)
+        return self.head(hidden)
+
+
+def test_a_product_by_a_first_state_that_is_folded_is_no_layer(tmp_path):
+    spec = TensorSpec(name="x", dtype="float32", shape=(1, 4, 16))
+    made = quantized(loaded(Fixed(nn.GRUCell), spec), scheme="dynamic-int8", backend="x86")
+    low = lowered(made, (spec,), tmp_path, "torchscript", backend="x86")
+    names = [layer.name for layer in low.layers]
+    assert (names.count("cell.linear_ih"), names.count("cell.linear_hh"), names.count("head")) == (4, 3, 1)

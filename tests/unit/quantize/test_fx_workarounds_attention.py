@@ -59,14 +59,14 @@ def test_an_encoder_is_equal_and_off_its_fused_path():
     encoder = nn.TransformerEncoder(layer, 2).eval().requires_grad_(False)
     x = torch.randn(2, 5, 16)
     expected = encoder(x)
-    open_layers(encoder)
+    open_layers(encoder, (x,))
     assert not [part for part in encoder.modules() if type(part) is nn.MultiheadAttention]
     torch.testing.assert_close(encoder(x), expected)
 
 
 def test_rows_added_to_the_keys_stay_with_pytorch():
     holder = nn.ModuleList([nn.MultiheadAttention(16, 4, add_bias_kv=True)])
-    open_layers(holder)
+    open_layers(holder, ())
     assert type(holder[0]) is nn.MultiheadAttention
 
 
@@ -76,6 +76,6 @@ def test_an_encoder_with_a_padding_mask_runs_once_its_attention_is_open():
     with torch.no_grad():
         expected = encoder(x, src_key_padding_mask=padded)
         opened = settled(encoder, "net.py:model")
-        open_layers(opened)
+        open_layers(opened, (x,))
         came = opened(x, src_key_padding_mask=padded)
     assert torch.allclose(came[~padded], expected[~padded], atol=1e-5)

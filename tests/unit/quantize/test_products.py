@@ -309,3 +309,26 @@ def test_a_product_with_a_table_stays_with_the_table() -> None:
     tied = _Net(lambda own, x: own.table(x[..., 0].abs().long()) @ own.table.weight.t(), 8, 8)
     tied.table = nn.Embedding(8, 8)
     assert not multiplies_constants(tied.eval(), (torch.randn(_SHAPE),))
+
+
+class Adapted(nn.Module):
+    """Products with parameters one behind another, as in a low-rank adapter: rows [N, 4, 16] to [N, 4, 8]."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.up = nn.Parameter(torch.randn(16, 4) / 4), nn.Parameter(torch.randn(4, 16) / 2)
+        self.shift, self.head = nn.Parameter(torch.randn(4)), nn.Linear(16, 8)
+
+    def forward(self, x):
+        return self.head(torch.relu((x @ self.down + self.shift) @ self.up * 2.5 + x))
+
+
+def test_products_one_behind_another_are_layers_all():
+    spec = TensorSpec(name="x", dtype="float32", shape=(2, 4, 16))
+    model = loaded(Adapted(), spec)
+    for runtime, backend in (("torchscript", "x86"), ("executorch", "xnnpack")):
+        made = quantized(model, runtime, backend=backend)
+        assert {"down", "up", "head"} <= set(made.quantized), made.quantized
+        kept = quantized(model, runtime, backend=backend, keep=["up"])
+        assert "up" not in kept.quantized
+        assert {"down", "head"} <= set(kept.quantized)

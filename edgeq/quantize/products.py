@@ -229,13 +229,11 @@ def _as_linear(
         None where it is one now; else why it is none, "" without a reason of its own.
     """
     x, of_x, of_weight, of_result = product.left, list(product.of_left), list(product.of_right), product.of_result
-    sizes = dict(zip(of_weight, weight.shape, strict=True))
     given = dict(zip(of_x, x.meta["val"].shape, strict=True))
     # where one factor has a size of 1, or is one matrix over and over, the axis is the other's alone
     alone = [label for label in of_weight if label in of_x and label in of_result]
-    for label in alone:
-        if weight.stride(of_weight.index(label)) == 0:
-            weight, sizes[label] = weight.narrow(of_weight.index(label), 0, 1), 1
+    weight = _once(weight, [of_weight.index(label) for label in alone])
+    sizes = dict(zip(of_weight, weight.shape, strict=True))
     of_one = [label for label in alone if sizes[label] == 1]
     spread = [label for label in alone if sizes[label] != 1 and isinstance(given[label], int) and given[label] == 1]
     if len(of_one) + len(spread) < len(alone):
@@ -289,6 +287,14 @@ def _as_linear(
             value = call(_aten.add.Tensor, value, added)
     last.replace_all_uses_with(value)
     return None
+
+
+def _once(weight: Any, axes: Sequence[int]) -> Any:
+    """Return what of a constant is not the same values over and over along one of the axes."""
+    for axis in axes:
+        if weight.stride(axis) == 0:
+            weight = weight.narrow(axis, 0, 1)
+    return weight
 
 
 def _terms(product: _Product) -> int:

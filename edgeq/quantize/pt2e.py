@@ -29,7 +29,7 @@ from edgeq.quantize import ethos
 from edgeq.quantize.before_logs import IN_FLOAT_BY_PLAN, leave_lost_fronts_in_float, multiplies
 from edgeq.quantize.calibrate import activation_observer, calibrate, observed
 from edgeq.quantize.capture import MODULE_KEY, capture_batched, example_tensors
-from edgeq.quantize.fake_quant import leave_in_float, observes_weight
+from edgeq.quantize.fake_quant import leave_in_float, observes_weight, part_at
 from edgeq.quantize.fx_workarounds import observe_after_clamps
 from edgeq.quantize.layer_error import FloatRun, float_run
 from edgeq.quantize.products import WHY_IN_FLOAT, write_as_linear
@@ -244,6 +244,7 @@ def convert(prepared: Any, backend: str) -> Any:
 def _finished(graph: Any, backend: str) -> Any:
     if backend == "xnnpack":
         separate_outputs(graph)
+    _share_weights(graph)
     return _without_unused(graph)
 
 
@@ -258,6 +259,18 @@ def layer_of(prepared: Any, node: Any) -> str | None:
 
 def _is_layer(node: Any) -> bool:
     return node.op == "call_function" and node.target.__name__.split(".")[0] in _LAYERS
+
+
+def _share_weights(graph: Any) -> None:
+    """Let the calls of a layer read one int8 weight, in place: torchao gives each call one of its own."""
+    first: dict[tuple[Any, ...], str] = {}
+    for node in graph.graph.nodes:
+        value = part_at(graph, node.target) if node.op == "get_attr" else None
+        if value is not None and str(node.target).startswith("_frozen_param"):
+            raw = value.detach().cpu().contiguous()
+            key = (raw.dtype, tuple(raw.shape), raw.numpy().tobytes())
+            node.target = first.setdefault(key, node.target)
+    graph.recompile()
 
 
 def _without_unused(graph: Any) -> Any:

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """edgeq's static-int8 on OpenVINO beside NNCF's on the same float file: `scripts/bench openvino [MODEL,MODEL...]`.
 
-torchvision models with seeded weights and batch norms estimated on the samples, one thread, calls in turns in one
-process. Printed are the p50 and the p10 of each, which other work on the machine disturbs least, the ratio of the p10,
-the median of the ratios within a turn with its quartiles, sizes, and the SQNR against the float model on inputs that
-nothing was calibrated on. edgeq's is measured with weights of seven bits, as the target has them, and of eight; beside
-it its file for ONNX Runtime. NNCF is measured where it is installed: `.uv/bin/uv pip install --python .venv/bin/python
-nncf`; `scripts/setup` takes it away again.
+torchvision models with seeded weights and batch norms estimated on the samples, or an `encoder` of four layers; one
+thread, calls in turns in one process. Printed are the p50 and the p10 of each, which other work on the machine disturbs
+least, the ratio of the p10, the median of the ratios within a turn with its quartiles, sizes, and the SQNR against the
+float model on inputs that nothing was calibrated on. edgeq's is measured with weights of seven bits, as the target has
+them, and of eight; beside it its file for ONNX Runtime. NNCF is measured where it is installed: `.uv/bin/uv pip install
+--python .venv/bin/python nncf`; `scripts/setup` takes it away again.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torchvision  # noqa: E402
 from bench_latency_peers import latencies_ms  # noqa: E402
+from bench_models import ENCODER, FEATURES, STEPS, encoder  # noqa: E402
 from small_models import dataset, loaded, lowered, quantized  # noqa: E402
 
 from edgeq.core.results.model import LoadedModel, TensorSpec  # noqa: E402
@@ -43,8 +44,10 @@ SAMPLES, TURNS = 16, 200
 
 
 def seeded(name: str) -> LoadedModel:
-    """Return a model whose batch norms are estimated on the calibration samples."""
+    """Return a model whose batch norms are estimated on the calibration samples; "encoder" is one of four layers."""
     torch.manual_seed(0)
+    if name == ENCODER:
+        return loaded(encoder().eval(), TensorSpec(name="x", dtype="float32", shape=(1, STEPS, FEATURES)))
     module = torchvision.models.get_model(name, weights=None)
     for part in module.modules():
         if isinstance(part, torch.nn.BatchNorm2d):
@@ -75,7 +78,9 @@ def artifacts(model: LoadedModel, folder: Path) -> dict[str, tuple[str, Path]]:
         import nncf
 
         data = nncf.Dataset([batch.inputs[0] for batch in batches(samples, model.inputs)])
-        theirs = nncf.quantize(library.Core().read_model(str(path)), data, subset_size=SAMPLES)
+        kind = nncf.ModelType.TRANSFORMER if len(model.inputs[0].shape) == 3 else None
+        floats = library.Core().read_model(str(path))
+        theirs = nncf.quantize(floats, data, subset_size=SAMPLES, model_type=kind)
         library.serialize(theirs, str(folder / "nncf.xml"))
         made["nncf"] = ("openvino", folder / "nncf.xml")
     return made
@@ -102,7 +107,7 @@ def main() -> int:
                 backend = "ort" if runtime == "onnx" else "openvino"
                 runners[kind] = RUNNERS[runtime](path, backend, 1, trusted=True)
                 runners[kind].load()
-            fresh = np.random.default_rng(99).random((8, *IMAGE.shape), dtype=np.float32)
+            fresh = np.random.default_rng(99).random((8, *model.inputs[0].shape), dtype=np.float32)
             outputs = {kind: np.stack([one.run((x,))[0] for x in fresh]) for kind, one in runners.items()}
             calls = {kind: functools.partial(one.call, (fresh[0],)) for kind, one in runners.items()}
             seen = latencies_ms(calls, TURNS)

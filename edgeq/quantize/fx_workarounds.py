@@ -737,17 +737,18 @@ def _is_in_place(graph: Any, node: Any) -> bool:
     return name.endswith("_") or bool(node.kwargs.get("inplace", False))
 
 
-def observe_after_clamps(
+def observe_after_activations(
     prepared: Any,
     is_observer: Callable[[Any], bool],
     smallest_scale: float,
     layers: Collection[str] = _SATURATING,
+    fused: Collection[str] = (),
 ) -> None:
-    """Let the range of a clamp's output be that of the layer before it, in place; the clamp then is its saturation.
+    """Let a layer and the activation behind it be rounded once where the runtime computes both as one, in place.
 
-    The XNNPACK quantizer observes what a layer gives and what the clamp makes of it by one observer, so that the layer
-    is quantized over a range that the clamp cuts, and the clamp stays an operator of its own between two roundings.
-    With the clamped values observed alone, each bound lies at or beyond an end of the range.
+    The XNNPACK quantizer rounds what a layer gives and what the activation makes of it. A clamp it observes with the
+    layer's output by one observer, so that the layer is quantized over a range that the clamp cuts. With the clamped
+    values observed alone, each bound lies at or beyond an end of the range, and the clamp is its saturation.
     Clamps stay as they are whose bounds have no zero between them or lie closer than `smallest_scale` can resolve.
 
     Args:
@@ -755,20 +756,25 @@ def observe_after_clamps(
         is_observer: tells its observers from other modules.
         smallest_scale: the observers' floor of a scale.
         layers: names of the operators whose output the runtime saturates.
+        fused: names of the activations that the runtime computes in float on what the layer before has summed.
     """
 
     def observes(node: Any) -> bool:
         return node.op == "call_module" and is_observer(prepared.get_submodule(str(node.target)))
 
-    for clamp in list(prepared.graph.nodes):
-        bounds = _bounds(clamp)
-        if bounds is None or not bounds[0] <= 0 <= bounds[1] or bounds[1] - bounds[0] < 255 * smallest_scale:
+    def name_of(node: Any) -> str:
+        return node.target.__name__.split(".")[0] if node.op == "call_function" else ""
+
+    for activation in list(prepared.graph.nodes):
+        bounds = _bounds(activation)
+        saturates = bounds and bounds[0] <= 0 <= bounds[1] and bounds[1] - bounds[0] >= 255 * smallest_scale
+        if not saturates and name_of(activation).removesuffix("_") not in fused:
             continue
-        before, after = clamp.args[0], list(clamp.users)
+        before, after = activation.args[0], list(activation.users)
         if not observes(before) or len(before.users) != 1 or len(after) != 1 or not observes(after[0]):
             continue
         layer = before.args[0]
-        if layer.op != "call_function" or layer.target.__name__.split(".")[0] not in layers or len(layer.users) != 1:
+        if name_of(layer) not in layers or len(layer.users) != 1:
             continue
         before.replace_all_uses_with(layer)
         prepared.graph.erase_node(before)

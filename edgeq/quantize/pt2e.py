@@ -30,7 +30,7 @@ from edgeq.quantize.before_logs import IN_FLOAT_BY_PLAN, leave_lost_fronts_in_fl
 from edgeq.quantize.calibrate import activation_observer, calibrate, observed
 from edgeq.quantize.capture import MODULE_KEY, capture_batched, example_tensors
 from edgeq.quantize.fake_quant import leave_in_float, observes_weight, part_at
-from edgeq.quantize.fx_workarounds import observe_after_clamps
+from edgeq.quantize.fx_workarounds import observe_after_activations
 from edgeq.quantize.layer_error import FloatRun, float_run
 from edgeq.quantize.products import WHY_IN_FLOAT, write_as_linear
 from edgeq.quantize.pt2e_workarounds import (
@@ -40,6 +40,7 @@ from edgeq.quantize.pt2e_workarounds import (
     keep_whole_numbers,
     leave_scalars_and_empties,
     leave_wide_softmax,
+    part_silu,
     plain_clamps,
     prepare_layers,
     separate_outputs,
@@ -50,7 +51,7 @@ from edgeq.quantize.qparams import settle
 from edgeq.quantize.result import float_model, quantized_model
 from edgeq.quantize.reuse import Converted, convert_reusing
 from edgeq.quantize.shared_ranges import has_joins, unshare
-from edgeq.quantize.spec import CLAMPING, UNSIGNED, QuantizeSpec, inside, matched_names
+from edgeq.quantize.spec import CLAMPING, FUSED_IN_FLOAT, UNSIGNED, QuantizeSpec, inside, matched_names
 from edgeq.quantize.weight_only import store_lookups
 
 _LAYERS = frozenset(f"{kind}{rank}d" for kind in ("conv", "conv_transpose") for rank in (1, 2, 3)) | {
@@ -191,6 +192,8 @@ def prepare(graph: Any, spec: QuantizeSpec, *, scheme: str = "static-int8") -> A
     is_float = _left_in_float(graph, spec)
     prepare_layers(graph, norms_in_float=is_float or (lambda _norm: False))
     leave_wide_softmax(graph)
+    if spec.backend == "ort":
+        part_silu(graph)
     if spec.backend == "xnnpack":
         leave_scalars_and_empties(graph)
     if spec.backend in CLAMPING:
@@ -228,9 +231,10 @@ def prepare(graph: Any, spec: QuantizeSpec, *, scheme: str = "static-int8") -> A
         ],
     }
     if spec.backend in UNSIGNED:
-        observe_after_clamps(prepared, library().is_observer, SMALLEST_SCALE)
+        fused = FUSED_IN_FLOAT.get(spec.backend, frozenset())
+        observe_after_activations(prepared, library().is_observer, SMALLEST_SCALE, fused=fused)
     elif spec.backend in CLAMPING:
-        observe_after_clamps(prepared, library().is_observer, SMALLEST_SCALE, _LAYERS)
+        observe_after_activations(prepared, library().is_observer, SMALLEST_SCALE, _LAYERS)
     return prepared
 
 

@@ -17,6 +17,12 @@ from edgeq.core.schemes import ObserverName
 # has no int8 convolution for x86 whose activations are signed, and OpenVINO's are for unsigned ones.
 UNSIGNED = frozenset({"ort", "openvino"})
 
+# Activations that a backend's convolutions and linear layers compute in float on their sums, before they round:
+# OpenVINO 2026.4 fuses these (`FuseConvolutionAndSimpleOperation` and others of its CPU plugin's graph optimizer).
+FUSED_IN_FLOAT = {
+    "openvino": frozenset({"silu", "hardswish", "mish", "gelu", "sigmoid", "hardsigmoid", "tanh", "elu", "leaky_relu"})
+}
+
 # backends whose lowering makes a program in float32 compute in half by itself
 NARROWING = frozenset({"coreml", "vulkan"})
 # Backends whose convolutions and linear layers clamp their own results, which sums do not.

@@ -228,6 +228,23 @@ def test_processors_without_vnni_need_weights_of_seven_bits(reduced):
     assert exact == reduced, done.stdout  # 255 * 127 * 2 is more than 16 bits hold
 
 
+@pytest.mark.parametrize("activation", [nn.Hardswish, nn.SiLU, nn.GELU, nn.Mish, nn.Sigmoid, nn.LeakyReLU])
+def test_a_layer_and_its_activation_are_rounded_once(activation, tmp_path):
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), activation(), nn.Conv2d(8, 4, 3))
+    graph = quantized(loaded(net, IMAGE), "openvino", backend="openvino")
+    low = lowered(graph, (IMAGE,), tmp_path, "openvino", backend="openvino")
+    ops = openvino().Core().read_model(str(low.path)).get_ops()
+    # the input, what the activation gives, the output
+    assert [op.get_type_name() for op in ops].count("FakeQuantize") == 3
+    runner = RUNNERS["openvino"](low.path, "openvino", 1, trusted=True)
+    runner.load()
+    (batch,) = batches(dataset((IMAGE,), 1), (IMAGE,))
+    (came,), (expected,) = runner.run(batch.inputs), forward(graph.graph)(batch)
+    assert np.abs(came - expected).max() <= graph.output_steps[0] * 1.001
+    found = kernel_share("openvino", runner.profile(batch.inputs, tmp_path), low.layers)
+    assert (found.int8_macs, found.why_unmatched) == (1.0, "")
+
+
 class OfConstants(nn.Module):
     """A convolution of an input, and one of the waves that encode its positions, as EdgeNeXt has it."""
 

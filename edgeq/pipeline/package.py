@@ -129,30 +129,20 @@ def make_plan(job: Job, work: Path, machine: Mapping[str, Any] | None = None) ->
     return Plan(job=job, facts=facts, units=units, finished=finished, refused=refused, groups=tuple(groups))
 
 
-def complete(plan: Plan, work: Path, progress: Progress) -> Plan:
-    """Build the units that the plan misses, and return the plan with their results.
+def complete(plan: Plan, work: Path, progress: Progress, *, raises: bool = True) -> Plan:
+    """Build the units that the plan misses, and return the plan with their results and refusals.
+
+    Args:
+        plan: what is to be built, and what the cache had of it.
+        work: an empty folder, for this run alone.
+        progress: told of each step.
+        raises: whether it is an error that nothing could be built.
 
     Raises:
-        EdgeqError: the first error of a step, or the refusals if nothing could be built.
+        EdgeqError: the first error of a step, or with `raises` the refusals where nothing was built.
     """
     if plan.is_complete:
         return plan
-    done, errors = build_missing(plan, work, progress)
-    if done.finished:
-        return done
-    first = min(errors.values(), key=lambda err: err.exit_code)
-    if len({error.what for error in done.refused.values()}) == 1:
-        raise first
-    kind = next(kind for kind in REFUSALS if isinstance(first, kind))
-    raise kind(done.refusal.what, first.fix) from first
-
-
-def build_missing(plan: Plan, work: Path, progress: Progress) -> tuple[Plan, dict[str, EdgeqError]]:
-    """Return the plan with the results, or refusals, of the units that it misses, and the refusals as errors.
-
-    Raises:
-        EdgeqError: the first error of a step.
-    """
     run = Run(job=plan.job, facts=plan.facts, work=work, progress=progress)
     missing = {unit.key: unit for unit in plan.missing}
     # a candidate may be named as a target of its own too
@@ -167,12 +157,19 @@ def build_missing(plan: Plan, work: Path, progress: Progress) -> tuple[Plan, dic
     units = tuple(results.chosen.get(unit.key, unit) for unit in plan.units)
     own = {unit.key for unit in units}  # the refusals of candidates are in their group's result
     errors = {key: err for key, err in results.refused.items() if key in own} | fastest.refused
-    return dataclasses.replace(
+    done = dataclasses.replace(
         plan,
         units=units,
         finished=plan.finished | results.finished | fastest.finished,
         refused={**plan.refused, **{key: _model_error(err) for key, err in errors.items()}},
-    ), errors
+    )
+    if done.finished or not raises:
+        return done
+    first = min(errors.values(), key=lambda err: err.exit_code)
+    if len({error.what for error in done.refused.values()}) == 1:
+        raise first
+    kind = next(kind for kind in REFUSALS if isinstance(first, kind))
+    raise kind(done.refusal.what, first.fix) from first
 
 
 def build_units(run: Run, units: Sequence[BuildUnit]) -> Results:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeq.pipeline.cache import dependencies_of, job_facts
-from edgeq.pipeline.package import build_missing
+from edgeq.pipeline.package import complete
 from edgeq.pipeline.plan import Kept, Made, Part, Plan
 from edgeq.pipeline.portable import PLACE, below
 from edgeq.pipeline.tracking import current_state, looked_at
@@ -196,7 +196,7 @@ def _made(part: Part, progress: Any) -> Made:
     if differing:
         pairs = {name: (_short(facts[name]), _short(part.plan.facts.get(name))) for name in differing}
         return Made(outcome=None, differing=pairs)
-    outcome = outcome_of(part.work, lambda: build_missing(part.plan, part.work, progress)[0])
+    outcome = outcome_of(part.work, lambda: complete(part.plan, part.work, progress, raises=False))
     seen, kept = looked_at(), {}
     for key in outcome.finished if isinstance(outcome, Plan) and job.cache else ():
         dependencies = dependencies_of(key, job.build)

@@ -135,7 +135,7 @@ def complete(plan: Plan, work: Path, progress: Progress, *, raises: bool = True)
     Args:
         plan: what is to be built, and what the cache had of it.
         work: an empty folder, for this run alone.
-        progress: told of each step.
+        progress: gets each step.
         raises: whether it is an error that nothing could be built.
 
     Raises:

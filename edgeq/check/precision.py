@@ -233,7 +233,8 @@ def _advice(name: str, pairs: Collection[tuple[Layer, str]], target: TargetProfi
     in_float = [layer for layer, kind in pairs if kind != "int8"]
     linear = sum(layer.macs for layer in in_float if layer.is_linear and not layer.of_activations)
     if name == "int4_weights":
-        other = next((each for each in ("weight-only-int8", "static-int8") if each in target.schemes), None)
+        others = ("weight-only-int8",) if target.backend == "openvino" else ("static-int8",)  # those of convolutions
+        other = next((each for each in others if each in target.schemes), None)
         return f"; --scheme {other} stores the other layers in int8" if other else ""
     suits = name == "int8_macs" and scheme != "dynamic-int8" and "dynamic-int8" in target.schemes
     if not suits or 2 * linear < sum(layer.macs for layer in in_float):

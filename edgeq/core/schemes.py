@@ -15,6 +15,7 @@ SchemeName = Literal[
     "storage-fp16",
     "static-int8",
     "dynamic-int8",
+    "8da4w",
     "weight-only-int8",
     "weight-only-int4",
     "weight-only-palette4",
@@ -69,6 +70,12 @@ INT4_SCHEME: SchemeName = "weight-only-int4"
 # weights of a row that share a scale in INT4_SCHEME: the largest that divides the row. 128 is the default of NNCF and
 # of ONNX Runtime's MatMulNBitsQuantizer, and 16 the least that MatMulNBits takes
 INT4_GROUPS = (128, 64, 32, 16)
+
+# dynamic int8 activations, int4 weights: the name that torchao and ExecuTorch have for it
+A8W4_SCHEME: SchemeName = "8da4w"
+
+# the same for A8W4_SCHEME: XNNPACK's kernels take multiples of 32 (ExecuTorch 1.5.1)
+A8W4_GROUPS = (128, 64, 32)
 
 PALETTE_SCHEME: SchemeName = "weight-only-palette4"
 

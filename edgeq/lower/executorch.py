@@ -25,7 +25,8 @@ from edgeq.lower import coreml, ethos, vulkan
 from edgeq.lower.coreml_package import read_contents, weights_sqnr_db
 from edgeq.lower.devtools import write_etrecord
 from edgeq.lower.edge_speedups import speedups, vulkan_speedups
-from edgeq.lower.layers import MODULE_KEY, delegated_share, graph_layer, is_of_input, zero_share
+from edgeq.lower.int4 import program_int4
+from edgeq.lower.layers import MODULE_KEY, delegated_share, graph_layer, is_int4, is_of_input, zero_share
 from edgeq.lower.lift import exported_again
 from edgeq.lower.spec import LowerSpec
 
@@ -74,6 +75,7 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
         zeros=facts.zeros,
         kernels=facts.kernels,
         weights_sqnr_db=facts.weights_sqnr_db,
+        int4_db=program_int4(path, quantized.grouped),
         companions=(("reference", parts.write(spec.folder)),) if spec.npu else (),
         npu=parts.facts(spec.npu, planned_bytes, operators) if spec.npu else None,
     )
@@ -360,9 +362,10 @@ def _stored(program: Any) -> Stored:
         names = _constant_names(part.graph_signature)
         for node in part.graph.nodes:
             if node.op == "placeholder" and node.name in names and node.users:
-                held[names[node.name]] = node.meta["val"]
-    for value in held.values():
-        tally[str(value.dtype).removeprefix("torch.")] += int(value.numel())
+                held[names[node.name]] = node
+    for node in held.values():
+        dtype = "int4" if is_int4(node) else str(node.meta["val"].dtype).removeprefix("torch.")
+        tally[dtype] += int(node.meta["val"].numel())
     return tuple(sorted(tally.items()))
 
 

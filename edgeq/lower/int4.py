@@ -145,3 +145,22 @@ def _int4_weights(graph: Any) -> Iterator[tuple[str, NDArray[Any]]]:
 def int4_codes(data: NDArray[Any]) -> NDArray[Any]:
     """Return the int8 numbers [out, groups, size] that an operator's bytes [out, groups, size / 2] hold."""
     return unpacked_int4(data ^ (_ZERO << 4 | _ZERO), (*data.shape[:-1], 2 * data.shape[-1]))
+
+
+# --- The same in an ExecuTorch program, whose XNNPACK delegate keeps codes as MatMulNBits does, and scales in bfloat16.
+
+
+def program_int4(path: Path, grouped: Sequence[GroupedWeight]) -> tuple[tuple[str, float], ...]:
+    """Return the layers that are to be in int4: with infinity where a `.pte` file holds codes and scales, else minus.
+
+    The programs of delegates have no names of layers: a weight is found by its bytes.
+    """
+    if not grouped:
+        return ()
+    data = path.read_bytes()
+    found = []
+    for weight in grouped:
+        codes = packed_int4((weight.codes + _ZERO).astype(np.int8)).tobytes()
+        scales = (np.ascontiguousarray(weight.scales, "<f4").view("<u4") >> 16).astype("<u2").tobytes()
+        found.append((weight.layers[0], math.inf if codes in data and scales in data else -math.inf))
+    return tuple(found)

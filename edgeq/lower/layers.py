@@ -119,7 +119,16 @@ def _constants(node: Any, names: frozenset[str]) -> list[Any]:
 
 def _nbytes(node: Any) -> int:
     value = node.meta["val"]
-    return int(value.numel() * value.element_size())
+    size = int(value.numel() * value.element_size())
+    return size // 2 if is_int4(node) else size
+
+
+def is_int4(node: Any) -> bool:
+    """Whether a constant of an exported graph holds whole numbers of 4 bits, which delegates store two to a byte."""
+    return any(
+        getattr(reader.target, "__name__", "").endswith("dequantize_affine.default") and reader.args[5:7] == (-8, 7)
+        for reader in node.users
+    )
 
 
 # --- What a TorchScript archive stores, read from its tables without running anything in it.

@@ -56,6 +56,10 @@ METHODS: dict[tuple[str, str], Method] = {
         function="edgeq.quantize.pt2e:dynamic_int8",
         description="PT2E, the XNNPACK quantizer, activations quantized at run time",
     ),
+    ("executorch", "8da4w"): Method(
+        function="edgeq.quantize.pt2e:dynamic_a8w4",
+        description="the same, linear weights in int4 by groups",
+    ),
     ("executorch", "weight-only-int8"): Method(
         function="edgeq.quantize.rounded:weight_only_executorch",
         description="linear and embedding weights stored in int8, arithmetic in float32; Core ML: all weights, in half",

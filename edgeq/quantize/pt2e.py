@@ -15,17 +15,19 @@ from edgeq.core.results.model import (
     BEFORE_LOGARITHM,
     COMPUTED,
     EXACT,
+    NO_INT4_GROUP,
     NO_KERNEL,
     RECURRENT,
     TRANSPOSED,
+    GroupedWeight,
     QuantizedModel,
     Tuning,
 )
 from edgeq.core.runtimes import ETHOS_U, has_int8_recurrent
-from edgeq.core.schemes import SMALLEST_SCALE
+from edgeq.core.schemes import A8W4_GROUPS, A8W4_SCHEME, SMALLEST_SCALE, SchemeName
 from edgeq.core.speedups import decomposed
 from edgeq.core.system import replaced
-from edgeq.quantize import ethos
+from edgeq.quantize import ethos, grouped
 from edgeq.quantize.before_logs import IN_FLOAT_BY_PLAN, leave_lost_fronts_in_float, multiplies
 from edgeq.quantize.calibrate import activation_observer, calibrate, observed
 from edgeq.quantize.capture import MODULE_KEY, capture_batched, example_tensors
@@ -300,6 +302,22 @@ def dynamic_int8(spec: QuantizeSpec) -> QuantizedModel:
         UnsupportedError: no layer was quantized.
         UsageError: a --keep-fp32 name that the model does not have.
     """
+    return _dynamic(spec, "dynamic-int8")
+
+
+def dynamic_a8w4(spec: QuantizeSpec) -> QuantizedModel:
+    """Give linear layers int4 weights, a scale for each group of inputs; all else is as in `dynamic_int8`.
+
+    Layers whose rows no group divides have int8 weights.
+
+    Raises:
+        UnsupportedError: no layer is in int4, or the backend has no kernels.
+        UsageError: a --keep-fp32 name that the model does not have.
+    """
+    return _dynamic(spec, A8W4_SCHEME)
+
+
+def _dynamic(spec: QuantizeSpec, scheme: SchemeName) -> QuantizedModel:
     import torch
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
         XNNPACKQuantizer,
@@ -308,22 +326,44 @@ def dynamic_int8(spec: QuantizeSpec) -> QuantizedModel:
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
     graph = float_graph(_unrolled(spec.captured), spec.backend)
-    is_float = _left_in_float(graph, spec)
-    tables, tables_in_float = store_lookups(graph, _module_name, is_float or (lambda _node: False))
+    is_float = _left_in_float(graph, spec) or (lambda _node: False)
+    tables, tables_in_float = store_lookups(graph, _module_name, is_float)
     prepare_layers(graph, norms_in_float=lambda _norm: True)
+    in_int4: dict[str, GroupedWeight] = {}
+    undivided: list[str] = []
+    if scheme == A8W4_SCHEME:
+        for name, (nodes, matrix) in grouped.linear_weights(graph, is_float).items():
+            # XNNPACK keeps scales of groups in bfloat16, and takes positive ones alone
+            found = grouped.in_groups(matrix, sizes=A8W4_GROUPS, scale_type=torch.bfloat16, is_signed=False)
+            names = tuple(dict.fromkeys(map(_name_in_table, nodes)))
+            if found is None:
+                undivided += names
+            else:
+                in_int4[name] = GroupedWeight(layers=names, codes=found[0].numpy(), scales=found[1].numpy())
+        if not in_int4:
+            what = (
+                f"{scheme} quantized nothing: no group of {min(A8W4_GROUPS)} or more divides the rows of a linear layer"
+            )
+            raise UnsupportedError(what, "use --scheme dynamic-int8, or omit --keep-fp32")
     quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True))
     quantizer.set_filter_function(
-        lambda node: node.target is torch.ops.aten.linear.default and not (is_float and is_float(node))
+        lambda node: (
+            node.target is torch.ops.aten.linear.default and not is_float(node) and node.args[1].target not in in_int4
+        )
     )
     prepared = _prepared(graph, quantizer)
     with torch.no_grad():
         prepared(*example_tensors(spec.inputs))  # the observers of weights see them in a run
     converted = convert_pt2e(prepared)
+    for name, (nodes, _) in grouped.linear_weights(converted, is_float).items():
+        if name in in_int4:
+            parts = map(torch.from_numpy, (in_int4[name].codes, in_int4[name].scales))
+            grouped.multiply_in_int8(converted, nodes, *parts)
     quantized, in_float = split_layers(converted)
     # of tables alone dynamic-int8 makes nothing that runs in int8
     layers = (quantized and [*quantized, *tables], [*in_float, *tables_in_float])
-    made = quantized_model("dynamic-int8", converted, layers, covers="linear or recurrent")
-    return dataclasses.replace(made, runs_as=_by_row(converted))
+    made = quantized_model(scheme, converted, layers, covers="linear or recurrent", by_plan={NO_INT4_GROUP: undivided})
+    return dataclasses.replace(made, runs_as=_by_row(converted), grouped=tuple(in_int4.values()))
 
 
 def _by_row(converted: Any) -> Any:

@@ -8,9 +8,10 @@ from typing import Any
 
 from edgeq.core.errors import UnsupportedError
 from edgeq.core.results.model import NO_INT4_GROUP, NO_INT4_KERNEL, GroupedWeight, QuantizedModel
-from edgeq.core.schemes import COMPRESSED_ELEMENTS, INT4_GROUPS, INT4_SCHEME, INT8_STEPS, PALETTE_SCHEME
+from edgeq.core.schemes import COMPRESSED_ELEMENTS, INT4_SCHEME, INT8_STEPS, PALETTE_SCHEME
 from edgeq.core.system import check_extras
 from edgeq.quantize import half_graph
+from edgeq.quantize.grouped import in_groups
 from edgeq.quantize.half import module_types, true_half
 from edgeq.quantize.result import quantized_model
 from edgeq.quantize.spec import QuantizeSpec, inside, is_pruned, matched_names
@@ -266,44 +267,7 @@ def _is_transposed(node: Any) -> bool:
     return "conv_transpose" in name or ("convolution" in name and len(node.args) > 6 and node.args[6] is True)
 
 
-# --- Int4 by groups.
-
-
-def in_groups(matrix: Any) -> tuple[Any, Any] | None:
-    """Round a matrix to int4, with the scale for each group that leaves the least squared error.
-
-    Scales are tried from the one that spends all 16 steps on the group's range down to three quarters of it: what is
-    clipped then costs less than the coarser steps of the rest. A negative scale gives the side with the larger end the
-    eighth step.
-
-    Args:
-        matrix: float32 [out, in].
-
-    Returns:
-        The codes, int8 [out, groups, size], and the scales, float32 [out, groups] of values that float16 holds; None
-        where no size of INT4_GROUPS divides the rows, or float16 does not hold a scale.
-    """
-    import torch
-
-    size = next((size for size in INT4_GROUPS if matrix.shape[1] % size == 0), None)
-    if size is None:
-        return None
-    groups = matrix.detach().reshape(len(matrix), -1, size)
-    end = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))
-    best = torch.full_like(end, float("inf"))
-    codes, scales = torch.zeros_like(groups, dtype=torch.int8), torch.ones_like(end)
-    for steps in (-8, 7):
-        for share in torch.linspace(1, 0.75, 11):
-            scale = (end * share / steps).half().float()
-            scale = torch.where(scale == 0, 1, scale)  # of zeros, and of what half rounds to zero
-            if not scale.isfinite().all():
-                return None
-            tried = (groups / scale).round().clamp(-8, 7)
-            error = (tried * scale - groups).square().sum(-1, keepdim=True)
-            better = error < best
-            best = torch.where(better, error, best)
-            codes, scales = torch.where(better, tried.to(torch.int8), codes), torch.where(better, scale, scales)
-    return codes, scales.squeeze(-1)
+# --- Which weights int4 is for.
 
 
 def _rows(weight: Any, readers: Sequence[Any]) -> Any | None:

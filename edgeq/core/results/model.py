@@ -440,7 +440,7 @@ class GroupedWeight:
     Attributes:
         layers: names of the layers that multiply by it.
         codes: int8 [out, groups, size of a group], from -8 to 7.
-        scales: float32 [out, groups], of values that float16 holds.
+        scales: float32 [out, groups], of values that float16 holds, or bfloat16 for XNNPACK.
     """
 
     layers: tuple[str, ...]
@@ -514,7 +514,7 @@ class QuantizedModel:
         layer_sqnrs: how far each layer is from the float graph's; None for schemes that calibrate no graph.
         in_float: names, in the artifact's table of layers, of those that stay in float without being asked to, by the
             reason: `BEFORE_LOGARITHM`, `RECURRENT`, `NO_KERNEL`, `TRANSPOSED`, `BATCHED`, `EXACT` or `COMPUTED`; of the
-            scheme weight-only-int4 those that are not in int4. With `ASKED` modules that --keep-fp32 names.
+            schemes with int4 those that are not in int4. With `ASKED` modules that --keep-fp32 names.
         grouped: the weights that the artifact is to store in int4.
     """
 
@@ -549,7 +549,7 @@ COMPUTED = "layers whose weights forward computes"
 
 # the same of layers that are not in int4
 NO_INT4_KERNEL = "convolutions, tables and recurrent layers, which have no 4-bit kernel"
-NO_INT4_GROUP = "rows that no group of 16 or more divides, or scales beyond float16"
+NO_INT4_GROUP = "rows that no group of the runtime's kernels divides, or scales beyond float16"
 
 
 _LINEAR = re.compile(r"^(?:addmm|mm|linear\w*|quantized_lstm|quantized_gru|mkldnn_rnn_layer)$")  # operators of layers

@@ -20,7 +20,7 @@ from edgeq.core.schemes import INT4_SCHEME
 from edgeq.core.targets import load_target
 from edgeq.lower import int4, lower, openvino
 from edgeq.lower.spec import LowerSpec
-from edgeq.quantize.rounded import in_groups
+from edgeq.quantize.grouped import in_groups
 from edgeq.verify.runtimes import RUNNERS
 
 IMAGE = TensorSpec(name="x", dtype="float32", shape=(2, 3, 8, 8))

@@ -46,6 +46,7 @@ from edgeq.core.runtimes import RuntimeName
 from edgeq.core.schemes import (
     AUTO,
     DEFAULT,
+    INT4_GROUPS,
     NEEDS_CALIBRATION,
     NEEDS_SEARCH,
     NEEDS_TRAINING,
@@ -61,8 +62,8 @@ from edgeq.core.schemes import (
 
 REJECTED_NAME = "rejected"
 
-_CALIBRATED, _TRAINED, _SEARCHED = (
-    InProvenance(frozenset(schemes)) for schemes in (NEEDS_CALIBRATION, NEEDS_TRAINING, NEEDS_SEARCH)
+_CALIBRATED, _TRAINED, _SEARCHED, _GROUPED = (
+    InProvenance(frozenset(schemes)) for schemes in (NEEDS_CALIBRATION, NEEDS_TRAINING, NEEDS_SEARCH, INT4_GROUPS)
 )
 
 
@@ -497,6 +498,18 @@ class RunConfig:
         MORE_SCHEMES,
         Doc("Name or type of a module to keep in float; repeatable."),
     ] = ()
+    int4_group: Annotated[
+        int,
+        Ge(16),
+        Le(128),
+        Flag("--int4-group", "N"),
+        _GROUPED,
+        MORE_SCHEMES,
+        Doc(
+            "How many weights of a row share a scale in int4, at most: 128, 64, 32 or 16. Smaller groups lose less "
+            "accuracy and take more bytes."
+        ),
+    ] = 128
     reuse_qparams_from: Annotated[
         Path | None,
         Flag("--reuse-qparams-from", "BUNDLE"),

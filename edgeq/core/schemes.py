@@ -67,15 +67,27 @@ FLOAT_SCHEMES: frozenset[str] = frozenset(
 
 INT4_SCHEME: SchemeName = "weight-only-int4"
 
-# weights of a row that share a scale in INT4_SCHEME: the largest that divides the row. 128 is the default of NNCF and
-# of ONNX Runtime's MatMulNBitsQuantizer, and 16 the least that MatMulNBits takes
-INT4_GROUPS = (128, 64, 32, 16)
-
 # dynamic int8 activations, int4 weights: the name that torchao and ExecuTorch have for it
 A8W4_SCHEME: SchemeName = "8da4w"
 
-# the same for A8W4_SCHEME: XNNPACK's kernels take multiples of 32 (ExecuTorch 1.5.1)
-A8W4_GROUPS = (128, 64, 32)
+# how many weights of a row may share a scale in int4: the largest that divides the row is taken. 128 is the default of
+# NNCF and of ONNX Runtime's MatMulNBitsQuantizer; 16 is the least that MatMulNBits takes, and 32 the least of XNNPACK's
+# kernels (ExecuTorch 1.5.1)
+INT4_GROUPS: dict[str, tuple[int, ...]] = {INT4_SCHEME: (128, 64, 32, 16), A8W4_SCHEME: (128, 64, 32)}
+
+
+def int4_groups(scheme: str, most: int) -> tuple[int, ...]:
+    """Return the sizes of groups that a scheme in int4 may have.
+
+    Raises:
+        UsageError: none of at most `most`.
+    """
+    sizes = tuple(size for size in INT4_GROUPS[scheme] if size <= most)
+    if not sizes:
+        what = f"{scheme} has groups of {', '.join(map(str, INT4_GROUPS[scheme]))}, but --int4-group is {most}"
+        raise UsageError(what, f"give --int4-group {INT4_GROUPS[scheme][-1]} or more")
+    return sizes
+
 
 PALETTE_SCHEME: SchemeName = "weight-only-palette4"
 

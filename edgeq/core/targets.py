@@ -12,7 +12,7 @@ from edgeq.core.errors import UsageError
 from edgeq.core.profiles import group_files, profile_files
 from edgeq.core.runtimes import BACKENDS, ETHOS_U, BackendName, RuntimeName
 from edgeq.core.schema import explain, find_file, read_toml
-from edgeq.core.schemes import INT4_SCHEME, PALETTE_SCHEME, SchemeName
+from edgeq.core.schemes import A8W4_SCHEME, INT4_SCHEME, PALETTE_SCHEME, SchemeName
 
 FileFormat = Literal["onnx", "ort"]
 
@@ -50,7 +50,7 @@ class Audit(_Strict):
     int8_weights: Share = Field(default=0.0, description="share of the constants that the artifact stores in int8")
     int4_weights: Share = Field(
         default=0.0,
-        description="the same in int4; every layer that was to be stored so must be (OpenVINO, ONNX Runtime)",
+        description="the same in int4; every layer that was to be stored so must be (OpenVINO, ONNX Runtime, XNNPACK)",
     )
     palette_weights: Share = Field(
         default=0.0, description="the same as indices of 4 bits into a palette of 16 values (Core ML)"
@@ -157,12 +157,16 @@ class TargetProfile(_Strict):
 
 # schemes that few runtimes have kernels for, and which these are
 _KERNELS_IN: dict[str, str] = {
+    A8W4_SCHEME: "only XNNPACK has kernels for int4 weights beside dynamic int8 activations here",
     INT4_SCHEME: "only OpenVINO and ONNX Runtime have kernels for int4 weights here",
     PALETTE_SCHEME: "only Core ML has kernels for palettes",
 }
 
 # what a target may have in their place, the smallest first
-_INSTEAD: tuple[SchemeName, ...] = (PALETTE_SCHEME, "weight-only-int8", "dynamic-int8", "static-int8", "fp16")
+_INSTEAD: tuple[SchemeName, ...] = (
+    *(PALETTE_SCHEME, A8W4_SCHEME, INT4_SCHEME),
+    *("weight-only-int8", "dynamic-int8", "static-int8", "fp16"),
+)
 
 
 def schemes_instead(target: TargetProfile, scheme: str) -> str:

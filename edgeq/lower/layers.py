@@ -126,7 +126,9 @@ def _nbytes(node: Any) -> int:
 def is_int4(node: Any) -> bool:
     """Whether a constant of an exported graph holds whole numbers of 4 bits, which delegates store two to a byte."""
     return any(
-        getattr(reader.target, "__name__", "").endswith("dequantize_affine.default") and reader.args[5:7] == (-8, 7)
+        getattr(reader.target, "__name__", "").endswith("dequantize_affine.default")
+        and reader.args[0] is node
+        and reader.args[5:7] == (-8, 7)
         for reader in node.users
     )
 

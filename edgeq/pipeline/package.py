@@ -499,6 +499,7 @@ class ArtifactBuilder:
             backend=spec.backend,
             observer=job.observer,
             keep_fp32=job.keep_fp32,
+            int4_group=job.int4_group,
             calibration=inputs.calibration,
             progress=self._progress,
             label=label,

@@ -11,11 +11,9 @@ from typing import Any
 
 import torch
 
-from edgeq.core.schemes import INT4_GROUPS
-
 
 def in_groups(
-    matrix: Any, *, sizes: Sequence[int] = INT4_GROUPS, scale_type: torch.dtype = torch.float16, is_signed: bool = True
+    matrix: Any, sizes: Sequence[int], *, scale_type: torch.dtype = torch.float16, is_signed: bool = True
 ) -> tuple[Any, Any] | None:
     """Round a matrix to int4, with the scale for each group that leaves the least squared error.
 
@@ -56,8 +54,8 @@ def in_groups(
     return codes, scales.squeeze(-1)
 
 
-def linear_weights(graph_module: Any, is_float: Callable[[Any], bool]) -> dict[str, tuple[list[Any], Any]]:
-    """Return the weights of an exported graph that its linear layers read, by name: these layers, and the matrix.
+def linear_weights(graph_module: Any, is_float: Callable[[Any], bool]) -> list[tuple[list[Any], Any]]:
+    """Return the float32 weights that linear layers of an exported graph read: of each these layers, and the matrix.
 
     Args:
         graph_module: a torch.fx.GraphModule of ATen operators.
@@ -70,7 +68,7 @@ def linear_weights(graph_module: Any, is_float: Callable[[Any], bool]) -> dict[s
         weight = operator.attrgetter(node.args[1].target)(graph_module)
         if weight.dtype == torch.float32:
             found.setdefault(node.args[1].target, ([], weight.detach()))[0].append(node)
-    return found
+    return [*found.values()]
 
 
 _ORIGIN = ("nn_module_stack", "stack_trace", "custom")  # what tells whose node it is
@@ -121,3 +119,8 @@ def multiply_in_int8(graph_module: Any, layers: Sequence[Any], codes: Any, scale
     graph.eliminate_dead_code()
     graph_module.delete_all_unused_submodules()
     graph_module.recompile()
+
+
+def is_grouped(node: Any) -> bool:
+    """Whether a node is a matrix in int4, as a layer of `multiply_in_int8` reads it."""
+    return getattr(node.target, "__name__", "") == "dequantize_affine.default" and node.args[0].op == "get_attr"

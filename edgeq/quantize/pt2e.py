@@ -24,7 +24,7 @@ from edgeq.core.results.model import (
     Tuning,
 )
 from edgeq.core.runtimes import ETHOS_U, has_int8_recurrent
-from edgeq.core.schemes import A8W4_GROUPS, A8W4_SCHEME, SMALLEST_SCALE, SchemeName
+from edgeq.core.schemes import A8W4_SCHEME, SMALLEST_SCALE, SchemeName, int4_groups
 from edgeq.core.speedups import decomposed
 from edgeq.core.system import replaced
 from edgeq.quantize import ethos, grouped
@@ -311,8 +311,8 @@ def dynamic_a8w4(spec: QuantizeSpec) -> QuantizedModel:
     Layers whose rows no group divides have int8 weights.
 
     Raises:
-        UnsupportedError: no layer is in int4, or the backend has no kernels.
-        UsageError: a --keep-fp32 name that the model does not have.
+        UnsupportedError: no layer is in int4.
+        UsageError: a --keep-fp32 name that the model does not have, or an --int4-group that is too small.
     """
     return _dynamic(spec, A8W4_SCHEME)
 
@@ -328,42 +328,38 @@ def _dynamic(spec: QuantizeSpec, scheme: SchemeName) -> QuantizedModel:
     graph = float_graph(_unrolled(spec.captured), spec.backend)
     is_float = _left_in_float(graph, spec) or (lambda _node: False)
     tables, tables_in_float = store_lookups(graph, _module_name, is_float)
-    prepare_layers(graph, norms_in_float=lambda _norm: True)
-    in_int4: dict[str, GroupedWeight] = {}
+    in_int4: list[GroupedWeight] = []
     undivided: list[str] = []
     if scheme == A8W4_SCHEME:
-        for name, (nodes, matrix) in grouped.linear_weights(graph, is_float).items():
-            # XNNPACK keeps scales of groups in bfloat16, and takes positive ones alone
-            found = grouped.in_groups(matrix, sizes=A8W4_GROUPS, scale_type=torch.bfloat16, is_signed=False)
+        sizes = int4_groups(scheme, spec.int4_group)
+        for nodes, matrix in grouped.linear_weights(graph, is_float):
             names = tuple(dict.fromkeys(map(_name_in_table, nodes)))
+            # XNNPACK keeps scales of groups in bfloat16, and takes positive ones alone
+            found = grouped.in_groups(matrix, sizes, scale_type=torch.bfloat16, is_signed=False)
             if found is None:
                 undivided += names
             else:
-                in_int4[name] = GroupedWeight(layers=names, codes=found[0].numpy(), scales=found[1].numpy())
+                grouped.multiply_in_int8(graph, nodes, *found)
+                in_int4.append(GroupedWeight(layers=names, codes=found[0].numpy(), scales=found[1].numpy()))
         if not in_int4:
-            what = (
-                f"{scheme} quantized nothing: no group of {min(A8W4_GROUPS)} or more divides the rows of a linear layer"
-            )
+            what = f"{scheme} quantized nothing: no group of {sizes[-1]} or more divides the rows of a linear layer"
             raise UnsupportedError(what, "use --scheme dynamic-int8, or omit --keep-fp32")
+    prepare_layers(graph, norms_in_float=lambda _norm: True)
     quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True))
     quantizer.set_filter_function(
         lambda node: (
-            node.target is torch.ops.aten.linear.default and not is_float(node) and node.args[1].target not in in_int4
+            node.target is torch.ops.aten.linear.default and not (is_float(node) or grouped.is_grouped(node.args[1]))
         )
     )
     prepared = _prepared(graph, quantizer)
     with torch.no_grad():
         prepared(*example_tensors(spec.inputs))  # the observers of weights see them in a run
     converted = convert_pt2e(prepared)
-    for name, (nodes, _) in grouped.linear_weights(converted, is_float).items():
-        if name in in_int4:
-            parts = map(torch.from_numpy, (in_int4[name].codes, in_int4[name].scales))
-            grouped.multiply_in_int8(converted, nodes, *parts)
     quantized, in_float = split_layers(converted)
     # of tables alone dynamic-int8 makes nothing that runs in int8
     layers = (quantized and [*quantized, *tables], [*in_float, *tables_in_float])
     made = quantized_model(scheme, converted, layers, covers="linear or recurrent", by_plan={NO_INT4_GROUP: undivided})
-    return dataclasses.replace(made, runs_as=_by_row(converted), grouped=tuple(in_int4.values()))
+    return dataclasses.replace(made, runs_as=_by_row(converted), grouped=tuple(in_int4))
 
 
 def _by_row(converted: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 from edgeq.core.errors import UnsupportedError
 from edgeq.core.results.model import NO_INT4_GROUP, NO_INT4_KERNEL, GroupedWeight, QuantizedModel
-from edgeq.core.schemes import COMPRESSED_ELEMENTS, INT4_SCHEME, INT8_STEPS, PALETTE_SCHEME
+from edgeq.core.schemes import COMPRESSED_ELEMENTS, INT4_SCHEME, INT8_STEPS, PALETTE_SCHEME, int4_groups
 from edgeq.core.system import check_extras
 from edgeq.quantize import half_graph
 from edgeq.quantize.grouped import in_groups
@@ -68,17 +68,18 @@ def weight_only_int4(spec: QuantizeSpec) -> QuantizedModel:
 
     Raises:
         UnsupportedError: a model without a linear layer whose rows a group divides.
-        UsageError: a --keep-fp32 name that the model does not have.
+        UsageError: a --keep-fp32 name that the model does not have, or an --int4-group that is too small.
     """
     import torch
 
+    sizes = int4_groups(INT4_SCHEME, spec.int4_group)
     grouped: list[GroupedWeight] = []
     others: dict[str, list[str]] = {}
 
     def rounded(name: str, weight: Any, readers: Sequence[Any]) -> Any:
         owners = tuple(dict.fromkeys(half_graph.module_of(reader) or str(reader.name) for reader in readers)) or (name,)
         matrix = _rows(weight, readers)
-        found = None if matrix is None else in_groups(matrix)
+        found = None if matrix is None else in_groups(matrix, sizes)
         if found is None:
             others.setdefault(NO_INT4_KERNEL if matrix is None else NO_INT4_GROUP, []).append(name)
             return _in_int8(name, weight, readers) if spec.backend == "openvino" else None
@@ -88,7 +89,7 @@ def weight_only_int4(spec: QuantizeSpec) -> QuantizedModel:
 
     made = _rounded(spec, INT4_SCHEME, rounded, write_out=spec.backend == "openvino")
     if not grouped:
-        what = f"{INT4_SCHEME} quantized nothing: no group of 16 or more divides the rows of a linear layer"
+        what = f"{INT4_SCHEME} quantized nothing: no group of {sizes[-1]} or more divides the rows of a linear layer"
         instead = "weight-only-int8" if spec.backend == "openvino" else "static-int8 or dynamic-int8"
         raise UnsupportedError(what, f"use --scheme {instead}, or omit --keep-fp32")
     in_float = {why: tuple(dict.fromkeys(names)) for why, names in others.items()}

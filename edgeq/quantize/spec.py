@@ -111,6 +111,7 @@ class QuantizeSpec:
         backend: the quantized engine, or the delegate.
         calibration: samples whose ranges are observed; empty for schemes that need none.
         keep_fp32: names or types of modules that stay in float.
+        int4_group: how many weights of a row may share a scale in int4.
         label: text for progress.
         qat: for schemes that train, else None.
         shipped: the shipped model's scales and zero points, to be reused where they fit; else none.
@@ -134,6 +135,7 @@ class QuantizeSpec:
     reduce_range: bool = False
     search: SearchSpec | None = None
     judge: JudgeSpec | None = None
+    int4_group: int = 128
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:

@@ -143,6 +143,7 @@ def quantized(
     shipped=(),
     sticky=None,
     reduce_range=False,
+    int4_group=128,
 ) -> QuantizedModel:
     if runtime != "torchscript" and captured is None:
         captured = capture(model)
@@ -159,6 +160,7 @@ def quantized(
         shipped=shipped,
         sticky=sticky,
         reduce_range=reduce_range,
+        int4_group=int4_group,
     )
     return quantize(runtime, scheme, spec)
 

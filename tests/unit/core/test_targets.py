@@ -274,7 +274,10 @@ def test_what_an_npu_and_its_schemes_must_be(tmp_path: Path, text: str, why: str
     [
         ("linux-x86_64-x86", "weight-only-int4", "only OpenVINO and ONNX Runtime have kernels", "weight-only-int8"),
         ("ios-arm64-coreml", "weight-only-int4", "only OpenVINO and ONNX Runtime have kernels", "weight-only-palette4"),
-        ("linux-x86_64-ort", "weight-only-palette4", "only Core ML has kernels for palettes", "dynamic-int8"),
+        ("android-arm64-xnnpack", "weight-only-int4", "only OpenVINO and ONNX Runtime have kernels", "8da4w"),
+        ("linux-x86_64-openvino", "8da4w", "only XNNPACK has kernels for int4 weights", "weight-only-int4"),
+        ("linux-x86_64-x86", "8da4w", "only XNNPACK has kernels for int4 weights", "weight-only-int8"),
+        ("linux-x86_64-ort", "weight-only-palette4", "only Core ML has kernels for palettes", "weight-only-int4"),
         ("android-arm64-qnn-htp", "weight-only-int4", "only OpenVINO and ONNX Runtime have kernels", "static-a16w8"),
     ],
 )

@@ -14,12 +14,13 @@ import json
 import logging
 import uuid
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from edgeq.core.errors import EnvironmentProblem
 from edgeq.core.files import canonical_json, sha256_bytes, sha256_file
+from edgeq.core.lazy import np
 from edgeq.core.results.model import QuantizedModel
 from edgeq.core.schemes import COMPRESSED_ELEMENTS, PALETTE_SCHEME
 from edgeq.core.system import install_command, replaced
@@ -153,13 +154,29 @@ def _compressed(model: Any, scheme: str) -> Any:
     The weights have such values already (`edgeq/quantize/rounded.py`), so that this loses next to nothing. ExecuTorch's
     own option would leave the tables of embeddings out.
     """
+    import numpy
     from coremltools.optimize import coreml
 
     if scheme == PALETTE_SCHEME:
         palette = coreml.OpPalettizerConfig(mode="unique", weight_threshold=COMPRESSED_ELEMENTS)
-        return coreml.palettize_weights(model, coreml.OptimizationConfig(global_config=palette))
+        with replaced(numpy, "unique", functools.partial(_unique, numpy.unique)):
+            return coreml.palettize_weights(model, coreml.OptimizationConfig(global_config=palette))
     int8 = coreml.OpLinearQuantizerConfig(mode="linear_symmetric", weight_threshold=COMPRESSED_ELEMENTS)
     return coreml.linear_quantize_weights(model, coreml.OptimizationConfig(global_config=int8))
+
+
+def _unique(unique: Callable[..., Any], values: Any, *args: Any, **options: Any) -> Any:
+    """Do as np.unique does, with float16 sorted in float32.
+
+    NumPy 2.4 sorts larger arrays of float16 wrongly on processors with AVX512 and without its half arithmetic (seen in
+    2.4.6 on AMD's): of 16 values some come several times, and the indices into a palette of 17 would take 6 bits.
+    """
+    if np.asarray(values).dtype != np.float16:
+        return unique(values, *args, **options)
+    found = unique(np.asarray(values, np.float32), *args, **options)
+    if isinstance(found, tuple):
+        return (found[0].astype(np.float16), *found[1:])
+    return found.astype(np.float16)
 
 
 @contextlib.contextmanager

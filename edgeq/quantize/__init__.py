@@ -58,7 +58,7 @@ METHODS: dict[tuple[str, str], Method] = {
     ),
     ("executorch", "8da4w"): Method(
         function="edgeq.quantize.pt2e:dynamic_a8w4",
-        description="linear weights in int4 by groups, activations quantized at run time; other layers as in dynamic-int8",
+        description="linear weights in int4 by groups, activations quantized at run time; all else as in dynamic-int8",
     ),
     ("executorch", "weight-only-int8"): Method(
         function="edgeq.quantize.rounded:weight_only_executorch",

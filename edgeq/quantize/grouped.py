@@ -23,7 +23,7 @@ def in_groups(
 
     Args:
         matrix: float32 [out, in].
-        sizes: of groups, of which the first that divides the rows is taken.
+        sizes: of groups; the first that divides the rows is taken.
         scale_type: what a runtime keeps scales in.
         is_signed: whether it takes negative ones.
 

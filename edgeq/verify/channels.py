@@ -301,5 +301,5 @@ def lost_channels(groups: Sequence[GroupFidelity], steps: Sequence[float | None]
 
 def lattice_step(values: NDArray[Any]) -> float | None:
     """Return the quantization step of an output whose values are as few as int8 has; None where they are more."""
-    levels = np.unique(values)
+    levels = np.unique(values.astype(np.float64))  # NumPy 2.4.6 sorts float16 wrongly on some processors
     return float(np.diff(levels).min()) if 1 < len(levels) <= 256 else None

@@ -33,7 +33,12 @@ class _Net(nn.Module):
         return self.head(self.up(x).mean((2, 3)))
 
 
-NET = loaded(_Net(), IMAGE)
+def _seeded():
+    torch.manual_seed(0)  # NumPy 2.4.6 finds over 16 values in the convolution's, on processors where it sorts wrongly
+    return _Net()
+
+
+NET = loaded(_seeded(), IMAGE)
 
 
 @pytest.mark.slow

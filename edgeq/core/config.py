@@ -460,6 +460,18 @@ class RunConfig:
             default="the factory's example_inputs()",
         ),
     ] = ()
+    context_length: Annotated[
+        int | None,
+        Ge(2),
+        Flag("--context-length", "N"),
+        InProvenance(),
+        MORE_MODEL,
+        Doc(
+            "Tokens that a language model's key-value cache keeps (hf:FOLDER, ExecuTorch with XNNPACK). Its forward "
+            "then takes some tokens and the place of the first one, as ExecuTorch's runners call it.",
+            default="no cache",
+        ),
+    ] = None
     state: Annotated[
         tuple[str, ...],
         Flag("--state", "INPUT=OUTPUT"),

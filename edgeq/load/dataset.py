@@ -90,6 +90,8 @@ def _open_arrays(path: Path, origin: str, wanted: Wanted, role: Role) -> Dataset
         return open_array_file(path, wanted)
     if _is(path, Path.is_file, role):
         fix = f"name the function in it: {origin}:function" if path.suffix == ".py" else _KINDS
+        if path.suffix == ".txt":
+            fix = "texts are for language models: hf:FOLDER with --context-length N"
         raise UsageError(f"{_OPTION[role]}: cannot take data from {origin}", fix)
     if ":" in origin:
         return open_function(origin, wanted)

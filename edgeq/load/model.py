@@ -17,7 +17,7 @@ from typing import Any
 from edgeq.core.errors import EnvironmentProblem, UnsupportedError, UsageError, first_line, nearest, user_line
 from edgeq.core.marks import weights_file
 from edgeq.core.preprocess import Preprocess
-from edgeq.core.results.model import LoadedModel, SourceKind, Weights
+from edgeq.core.results.model import LanguageModel, LoadedModel, SourceKind, Weights
 from edgeq.core.safe_load import check_torchscript, is_torchscript
 from edgeq.core.samples import Dataset, batches
 from edgeq.core.sources import (
@@ -31,6 +31,7 @@ from edgeq.core.sources import (
 from edgeq.core.system import quiet
 from edgeq.load.exported import contiguous, exported_inputs, load_exported
 from edgeq.load.inputs import parse_inputs, random_inputs
+from edgeq.load.language import language_facts, language_inputs, with_cache
 from edgeq.load.onnx import load_onnx
 from edgeq.load.structure import Call, adapted, as_graph, call_with_examples, call_with_specs, with_bounds
 from edgeq.load.user_code import UserFunction, load_function
@@ -54,6 +55,7 @@ class _Source:
     preprocess: Preprocess | None = None
     remarks: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    language: LanguageModel | None = None
 
 
 def load_model(
@@ -66,6 +68,7 @@ def load_model(
     trusted: bool = False,
     ignore_extra: bool = False,
     downloads: bool = True,
+    context_length: int | None = None,
 ) -> LoadedModel:
     """Load what `source` names.
 
@@ -79,6 +82,7 @@ def load_model(
         trusted: whether code in the files of a model and its weights may run (`--trust-source`).
         ignore_extra: whether weights that the model has not are left out (`--ignore-extra-weights`).
         downloads: whether weights that are named, and not in a file, are fetched; else random ones stand for them.
+        context_length: tokens that a language model of transformers is to keep the keys and values of; None for none.
 
     Raises:
         UsageError: the source, its weights or its inputs are not usable.
@@ -98,7 +102,8 @@ def load_model(
         build = functools.partial(_timm, downloads=downloads)
         found = _with_classes(build, source.removeprefix(TIMM), weights, seed, trusted=trusted)
     elif source.startswith(HUGGING_FACE):
-        found = _hugging_face(Path(source.removeprefix(HUGGING_FACE)), trusted=trusted)
+        found = _hugging_face(Path(source.removeprefix(HUGGING_FACE)), trusted=trusted, context_length=context_length)
+        inputs = inputs if found.language is None else language_inputs(found.language)
     else:
         found = _factory(source, seed)
     examples = found.example_inputs
@@ -131,6 +136,7 @@ def load_model(
         notes=found.notes,
         preprocess=found.preprocess,
         output_names=output_names,
+        language=found.language,
     )
 
 
@@ -304,11 +310,13 @@ def _timm(name: str, weights: str | None, seed: int, *, downloads: bool, num_cla
     )
 
 
-def _hugging_face(folder: Path, *, trusted: bool) -> _Source:
+def _hugging_face(folder: Path, *, trusted: bool, context_length: int | None) -> _Source:
     """Return a model of transformers from a folder with config.json and .safetensors; nothing is downloaded.
 
     Raises:
-        UsageError: the folder cannot be loaded, or has not all weights: transformers would draw these at random.
+        UsageError: the folder cannot be loaded, has not all weights (transformers would draw these at random), or has
+            no causal language model for --context-length.
+        UnsupportedError: transformers has no cache of fixed size for it.
     """
     import torch
     import transformers
@@ -331,8 +339,15 @@ def _hugging_face(folder: Path, *, trusted: bool) -> _Source:
     if missing:
         what = f"{folder} has no weights for {len(missing)} tensors of {type(module).__name__} ({missing[0]}, …)"
         raise UsageError(what, "save the whole model with save_pretrained()")
-    examples = _transformer_inputs(module)
-    return _Source(name=folder.resolve().name, module=module, weights="own", example_inputs=examples)
+    name = folder.resolve().name
+    if context_length is None:
+        return _Source(name=name, module=module, weights="own", example_inputs=_transformer_inputs(module))
+    if not module.can_generate() or getattr(config, "is_encoder_decoder", False):
+        what = f"--context-length is for causal language models, but {folder} has a {type(module).__name__}"
+        raise UsageError(what, "omit it, or save the class that ends with ForCausalLM")
+    language = language_facts(module, folder, context_length)
+    cached = with_cache(module, context_length)
+    return _Source(name=name, module=cached, weights="own", example_inputs=None, language=language)
 
 
 def _transformer_inputs(module: Any) -> dict[str, Any] | None:

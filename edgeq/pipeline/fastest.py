@@ -22,11 +22,11 @@ from edgeq.core.results.report import (
     with_warning,
 )
 from edgeq.core.system import processor_kind
+from edgeq.pipeline.baselines import TURNS, Turns, paired_speedup, turns_ms, with_latency
 from edgeq.pipeline.cache import keep, seen_of
 from edgeq.pipeline.plan import Finished, GroupUnit, Results, Run
 from edgeq.pipeline.preflight import no_candidate
 from edgeq.pipeline.publish import write_reports
-from edgeq.pipeline.turns import TURNS, Turns, paired_speedup, turns_ms, with_latency
 
 Rows = dict[str, tuple[PackageResult, DataFacts]]
 

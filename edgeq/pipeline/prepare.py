@@ -33,6 +33,7 @@ from edgeq.core.sources import DIGITS
 from edgeq.load.dataset import Role, makes_data
 from edgeq.load.images import check_classes, few, read_labels, repeated_names
 from edgeq.load.inputs import random_inputs, random_sequences, takes_pixels, with_states
+from edgeq.load.language import open_text
 from edgeq.load.lint import LintSpec, lint
 from edgeq.load.live import open_dataset
 from edgeq.load.model import estimate_batch_norm, load_model
@@ -303,6 +304,7 @@ def load_job_model(job: Job, *, downloads: bool = True) -> LoadedModel:
         trusted=job.trust_source,
         ignore_extra=job.ignore_extra_weights,
         downloads=downloads,
+        context_length=job.context_length,
     )
 
 
@@ -400,6 +402,8 @@ def _metric(
         labels = [np.asarray(sample.label) for sample in evaluation]
         if all(label.size == 1 and label.dtype.kind in "biuf" and label.item() in (0, 1) for label in labels):
             name = f"accuracy@{_threshold(model, evaluation)}"
+    if name is None and model.language is not None and evaluation is not None and evaluation.labelled:
+        name = "perplexity"
     if name is None:
         return None, TOP1
     if is_built_in_metric(name):
@@ -542,6 +546,8 @@ def _opened_one(
 ) -> tuple[Dataset, tuple[str, ...]]:
     """Return one of the sets, whose first sample fits the model, and the names of images that were skipped as bad."""
     role, origin, limit = wanted
+    if model.language is not None and Path(origin).suffix == ".txt":
+        return open_text(Path(origin), model.language, model.inputs, limit=limit, seed=job.seed), ()
     data, skipped = open_dataset(
         origin, role=role, specs=model.inputs, preprocess=preprocess, options=job.data, limit=limit, seed=job.seed
     )

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import dataclasses
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from edgeq.core.errors import UnsupportedError, first_line
@@ -26,8 +26,8 @@ from edgeq.core.results.model import (
 from edgeq.core.runtimes import ETHOS_U, has_int8_recurrent
 from edgeq.core.schemes import A8W4_SCHEME, SMALLEST_SCALE, SchemeName, int4_groups
 from edgeq.core.speedups import decomposed
-from edgeq.core.system import replaced
-from edgeq.quantize import ethos, grouped
+from edgeq.core.system import replaced, unlogged
+from edgeq.quantize import ethos
 from edgeq.quantize.before_logs import IN_FLOAT_BY_PLAN, leave_lost_fronts_in_float, multiplies
 from edgeq.quantize.calibrate import activation_observer, calibrate, observed
 from edgeq.quantize.capture import MODULE_KEY, capture_batched, example_tensors
@@ -52,6 +52,7 @@ from edgeq.quantize.qat import Library, tune
 from edgeq.quantize.qparams import settle
 from edgeq.quantize.result import float_model, quantized_model
 from edgeq.quantize.reuse import Converted, convert_reusing
+from edgeq.quantize.rounded import in_groups
 from edgeq.quantize.shared_ranges import has_joins, unshare
 from edgeq.quantize.spec import CLAMPING, FUSED_IN_FLOAT, UNSIGNED, QuantizeSpec, inside, matched_names
 from edgeq.quantize.weight_only import store_lookups
@@ -332,14 +333,14 @@ def _dynamic(spec: QuantizeSpec, scheme: SchemeName) -> QuantizedModel:
     undivided: list[str] = []
     if scheme == A8W4_SCHEME:
         sizes = int4_groups(scheme, spec.int4_group)
-        for nodes, matrix in grouped.linear_weights(graph, is_float):
+        for nodes, matrix in _linear_weights(graph, is_float):
             names = tuple(dict.fromkeys(map(_name_in_table, nodes)))
             # XNNPACK keeps scales of groups in bfloat16, and takes positive ones alone
-            found = grouped.in_groups(matrix, sizes, scale_type=torch.bfloat16, is_signed=False)
+            found = in_groups(matrix, sizes, scale_type=torch.bfloat16, is_signed=False)
             if found is None:
                 undivided += names
             else:
-                grouped.multiply_in_int8(graph, nodes, *found)
+                _multiply_in_int8(graph, nodes, *found)
                 in_int4.append(GroupedWeight(layers=names, codes=found[0].numpy(), scales=found[1].numpy()))
         if not in_int4:
             what = f"{scheme} quantized nothing: no group of {sizes[-1]} or more divides the rows of a linear layer"
@@ -347,9 +348,7 @@ def _dynamic(spec: QuantizeSpec, scheme: SchemeName) -> QuantizedModel:
     prepare_layers(graph, norms_in_float=lambda _norm: True)
     quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True))
     quantizer.set_filter_function(
-        lambda node: (
-            node.target is torch.ops.aten.linear.default and not (is_float(node) or grouped.is_grouped(node.args[1]))
-        )
+        lambda node: node.target is torch.ops.aten.linear.default and not (is_float(node) or _is_grouped(node.args[1]))
     )
     prepared = _prepared(graph, quantizer)
     with torch.no_grad():
@@ -360,6 +359,83 @@ def _dynamic(spec: QuantizeSpec, scheme: SchemeName) -> QuantizedModel:
     layers = (quantized and [*quantized, *tables], [*in_float, *tables_in_float])
     made = quantized_model(scheme, converted, layers, covers="linear or recurrent", by_plan={NO_INT4_GROUP: undivided})
     return dataclasses.replace(made, runs_as=_by_row(converted), grouped=tuple(in_int4))
+
+
+def _linear_weights(graph_module: Any, is_float: Callable[[Any], bool]) -> list[tuple[list[Any], Any]]:
+    """Return the float32 weights that linear layers of an exported graph read: of each these layers, and the matrix.
+
+    Args:
+        graph_module: a torch.fx.GraphModule of ATen operators.
+        is_float: whether a layer is to stay in float.
+    """
+    import torch
+
+    found: dict[str, tuple[list[Any], Any]] = {}
+    for node in graph_module.graph.nodes:
+        if node.target is not torch.ops.aten.linear.default or node.args[1].op != "get_attr" or is_float(node):
+            continue
+        weight = operator.attrgetter(node.args[1].target)(graph_module)
+        if weight.dtype == torch.float32:
+            found.setdefault(node.args[1].target, ([], weight.detach()))[0].append(node)
+    return [*found.values()]
+
+
+_ORIGIN = ("nn_module_stack", "stack_trace", "custom")  # what tells whose node it is
+
+
+def _multiply_in_int8(graph_module: Any, layers: Sequence[Any], codes: Any, scales: Any) -> None:
+    """Let linear layers multiply int8 by a matrix in int4, each row of their inputs quantized as the graph runs.
+
+    The operators are those that torchao's `Int8DynamicActivationIntxWeightConfig` exports, which XNNPACK's partitioner
+    (ExecuTorch 1.5.1) takes for one kernel, QD8 by QB4W.
+
+    Args:
+        graph_module: changed in place.
+        layers: its nodes of linear layers that read the matrix.
+        codes: int8 [out, groups, size of a group], from -8 to 7.
+        scales: float32 [out, groups], positive.
+    """
+    import torch
+
+    with unlogged():  # torchao's import has torch warn of torchao's own enumerations
+        import torchao.quantization.quant_primitives  # noqa: F401  # registers the operators
+
+    ao, graph = torch.ops.torchao, graph_module.graph
+    name = f"{str(layers[0].args[1].target).replace('.', '_')}_int4"
+    parts = {"": codes.flatten(1), "_scale": scales, "_zero_point": torch.zeros_like(scales, dtype=torch.int8)}
+    for suffix, value in parts.items():
+        graph_module.register_buffer(name + suffix, value.contiguous())
+    for node in layers:
+        source = node.args[0]
+        row = [1] * (source.meta["val"].dim() - 1) + [source.meta["val"].shape[-1]]
+        steps = (torch.int8, -128, 127)
+        with graph.inserting_before(node):
+            chosen = graph.call_function(
+                ao.choose_qparams_affine.default, (source, "ASYMMETRIC", row, *steps, None, None, torch.int8)
+            )
+            scale, zero_point = (graph.call_function(operator.getitem, (chosen, place)) for place in (0, 1))
+            rounded = graph.call_function(ao.quantize_affine.default, (source, row, scale, zero_point, *steps))
+            value = graph.call_function(
+                ao.dequantize_affine.default, (rounded, row, scale, zero_point, *steps, torch.float32)
+            )
+            held, its_scale, its_zero_point = (graph.get_attr(name + suffix) for suffix in parts)
+            weight = graph.call_function(
+                ao.dequantize_affine.default,
+                (held, [1, codes.shape[-1]], its_scale, its_zero_point, torch.int8, -8, 7, torch.float32),
+            )
+        for made in (chosen, scale, zero_point, rounded, value, weight):
+            made.meta = {
+                key: node.meta[key] for key in ("nn_module_stack", "stack_trace", "custom") if key in node.meta
+            }
+        node.args = (value, weight, *node.args[2:])
+    graph.eliminate_dead_code()
+    graph_module.delete_all_unused_submodules()
+    graph_module.recompile()
+
+
+def _is_grouped(node: Any) -> bool:
+    """Whether a node is a matrix in int4, as a layer of `_multiply_in_int8` reads it."""
+    return getattr(node.target, "__name__", "") == "dequantize_affine.default" and node.args[0].op == "get_attr"
 
 
 def _by_row(converted: Any) -> Any:

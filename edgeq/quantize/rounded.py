@@ -11,7 +11,6 @@ from edgeq.core.results.model import NO_INT4_GROUP, NO_INT4_KERNEL, GroupedWeigh
 from edgeq.core.schemes import COMPRESSED_ELEMENTS, INT4_SCHEME, INT8_STEPS, PALETTE_SCHEME, int4_groups
 from edgeq.core.system import check_extras
 from edgeq.quantize import half_graph
-from edgeq.quantize.grouped import in_groups
 from edgeq.quantize.half import module_types, true_half
 from edgeq.quantize.result import quantized_model
 from edgeq.quantize.spec import QuantizeSpec, inside, is_pruned, matched_names
@@ -268,7 +267,52 @@ def _is_transposed(node: Any) -> bool:
     return "conv_transpose" in name or ("convolution" in name and len(node.args) > 6 and node.args[6] is True)
 
 
-# --- Which weights int4 is for.
+# --- Int4 by groups.
+
+
+def in_groups(
+    matrix: Any, sizes: Sequence[int], *, scale_type: Any = None, is_signed: bool = True
+) -> tuple[Any, Any] | None:
+    """Round a matrix to int4, with the scale for each group that leaves the least squared error.
+
+    Scales are tried from the one that spends all 16 steps on the group's range down to three quarters of it: what is
+    clipped then costs less than the coarser steps of the rest. A negative scale gives the side with the larger end the
+    eighth step.
+
+    Args:
+        matrix: float32 [out, in].
+        sizes: of groups; the first that divides the rows is taken.
+        scale_type: the torch.dtype that a runtime keeps scales in; None for float16.
+        is_signed: whether it takes negative ones.
+
+    Returns:
+        The codes, int8 [out, groups, size], and the scales, float32 [out, groups] of values that `scale_type` holds;
+        None where no size divides the rows, or `scale_type` does not hold a scale.
+    """
+    import torch
+
+    scale_type = scale_type or torch.float16
+    size = next((size for size in sizes if matrix.shape[1] % size == 0), None)
+    if size is None:
+        return None
+    groups = matrix.detach().reshape(len(matrix), -1, size)
+    end = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))
+    best = torch.full_like(end, float("inf"))
+    codes, scales = torch.zeros_like(groups, dtype=torch.int8), torch.ones_like(end)
+    for steps in (-8, 7):
+        for share in torch.linspace(1, 0.75, 11):
+            scale = (end * share / steps).to(scale_type).float()
+            scale = torch.where(
+                scale == 0, 1, scale if is_signed else scale.abs()
+            )  # zeros, and what is rounded to zero
+            if not scale.isfinite().all():
+                return None
+            tried = (groups / scale).round().clamp(-8, 7)
+            error = (tried * scale - groups).square().sum(-1, keepdim=True)
+            better = error < best
+            best = torch.where(better, error, best)
+            codes, scales = torch.where(better, tried.to(torch.int8), codes), torch.where(better, scale, scales)
+    return codes, scales.squeeze(-1)
 
 
 def _rows(weight: Any, readers: Sequence[Any]) -> Any | None:

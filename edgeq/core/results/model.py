@@ -318,6 +318,27 @@ class ModelWork:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LanguageModel:
+    """A model that takes tokens and the place of the first one, and keeps the keys and values of attention in buffers.
+
+    Attributes:
+        context_length: tokens that the buffers keep.
+        most_tokens: of one call.
+        vocabulary: tokens that the logits, the first output, tell apart.
+        bos_id: the token that a text begins with; None where it begins with none.
+        eos_ids: those that end a text.
+        tokenizer: file of the tokenizer; None without one.
+    """
+
+    context_length: int
+    most_tokens: int
+    vocabulary: int
+    bos_id: int | None
+    eos_ids: tuple[int, ...]
+    tokenizer: Path | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
     """A loaded model, in eval mode and contiguous.
 
@@ -333,6 +354,7 @@ class LoadedModel:
         notes: what was found out about it, as it should be.
         preprocess: of its images, an `edgeq.core.preprocess.Preprocess`, where the source says it.
         output_names: of its outputs, where forward names them; () for `output0` and so on.
+        language: of a model that keeps a key-value cache; None for others.
     """
 
     name: str
@@ -346,6 +368,7 @@ class LoadedModel:
     notes: tuple[str, ...] = ()
     preprocess: Any = None
     output_names: tuple[str, ...] = ()
+    language: LanguageModel | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

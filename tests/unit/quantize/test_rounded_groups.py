@@ -11,7 +11,7 @@ from torch import nn
 from edgeq.core.results.model import TensorSpec
 from edgeq.core.schemes import A8W4_SCHEME, INT4_GROUPS, INT4_SCHEME
 from edgeq.lower import int4
-from edgeq.quantize.grouped import in_groups
+from edgeq.quantize.rounded import in_groups
 
 SIZES = INT4_GROUPS[INT4_SCHEME]
 

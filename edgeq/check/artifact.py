@@ -8,12 +8,13 @@ import math
 from edgeq.check.gate import decibels, unverified
 from edgeq.core.errors import ExitCode
 from edgeq.core.results.measured import Parity, VerifyReport
-from edgeq.core.results.model import LoweredModel
+from edgeq.core.results.model import LanguageModel, LoweredModel
 from edgeq.core.results.report import Gate, Reuse
 from edgeq.core.schemes import (
     FLOAT_SCHEMES,
     MAX_RELATIVE_FP32,
     MAX_STEPS,
+    MIN_SQNR_DB_DEEP,
     MIN_SQNR_DB_INT4,
     MIN_SQNR_DB_WEIGHTS,
     deep_sqnr_db,
@@ -154,6 +155,39 @@ def sizes_gates(scheme: str, verified: VerifyReport) -> tuple[Gate, ...]:
             if wrong
             else f"{counted(len(report.runs), 'size')} as stated",
             detail="; ".join(wrong or [*(f"at {run.text}" for run in report.runs), *beyond]),
+            exit_code=ExitCode.VERIFICATION,
+        ),
+    )
+
+
+CONTINUATION = "continuation"
+
+# one call has fewer outputs than a window of the text, and may lie so much further from the graph
+_CALL_DB = 6.0
+
+
+def continuation_gates(scheme: str, verified: VerifyReport, language: LanguageModel | None) -> tuple[Gate, ...]:
+    """Judge a language model on a prompt and the tokens after it, against its graph (exit code 7); none for others."""
+    report = verified.continuation
+    if language is None:
+        return ()
+    limit = "says the next tokens that its graph says"
+    if report is None or report.as_graph is None or report.sqnr_db is None:
+        missing = "there is no float model or graph to compare with"
+        return (unverified(CONTINUATION, limit, verified.stand_in or missing),)
+    prefill_db = verified.parity.sqnr_db if verified.parity else math.inf
+    least_db = max(MIN_SQNR_DB_DEEP, min(least_sqnr_db(scheme), prefill_db) - _CALL_DB)
+    passed = report.as_graph == report.tokens and report.sqnr_db >= least_db
+    why = "the keys and values of earlier calls, or what is made of them, are not the graph's"
+    detail = f"{decibels(report.sqnr_db)} against the graph's logits, at least {decibels(least_db)} wanted"
+    detail += f"; {report.as_fp32} of {report.tokens} as fp32, after a prompt of {counted(report.prompt, 'token')}"
+    return (
+        Gate(
+            name=CONTINUATION,
+            outcome="ok" if passed else "failed",
+            limit=limit,
+            measured=f"{report.as_graph} of {report.tokens}",
+            detail=detail if passed else f"{detail}; {why}",
             exit_code=ExitCode.VERIFICATION,
         ),
     )

@@ -111,6 +111,8 @@ def _why(run: DeviceRun, scheme: str, reaction_db: float | None) -> str:
     """Return what is wrong with a run; "" where nothing is."""
     if run.findings:
         return "; ".join(run.findings)
+    if run.next_tokens is not None and run.next_tokens[0] < run.next_tokens[1]:
+        return f"{run.next_tokens[0]} of {run.next_tokens[1]} next tokens are the host's"
     host = run.host
     if _by_steps(host, scheme) and host.max_steps is not None and host.max_steps <= MAX_STEPS:
         return ""

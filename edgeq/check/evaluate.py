@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from edgeq.check.artifact import (
+    continuation_gates,
     equivalence_gates,
     graph_gates,
     outputs_gate,
@@ -119,6 +120,7 @@ def check(
         outputs_gate(verified),
         *sizes_gates(scheme, verified),
         *state_gates(verified, options, has_state=bool(state_specs(inputs.model.inputs))),
+        *continuation_gates(scheme, verified, inputs.model.language),
         *graph_gates(verified),
         *weights_gates(lowered),
         *floor_gates(scheme, verified, options),

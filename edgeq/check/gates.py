@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-from edgeq.check.artifact import EQUIVALENCE, SIZES, WEIGHTS_GATE
+from edgeq.check.artifact import CONTINUATION, EQUIVALENCE, SIZES, WEIGHTS_GATE
 from edgeq.check.device import DEVICE_GATE
 from edgeq.check.drift import STATE
 from edgeq.check.fidelity import FIDELITY
@@ -52,8 +52,8 @@ _VERIFICATION, _ACCURACY = ExitCode.VERIFICATION, ExitCode.ACCURACY
 
 
 def _limit_commands(name: str) -> tuple[Command, ...]:
-    """Return the commands that judge a limit: churn needs a shipped model, and so a release; drift needs fp32."""
-    if name == "drift":
+    """Return the commands that judge a limit: churn needs a shipped model, and so a release; some need fp32."""
+    if name in ("drift", "perplexity"):
         return _PACKAGE
     return ("ota release",) if name in ("delta", "flips") else ("package", "verify", "ota release")
 
@@ -82,6 +82,12 @@ GATES: MappingProxyType[str, GateKind] = MappingProxyType(
             _ACCURACY,
             _PACKAGE,
             "the artifact of a model with state, fed with its own state over 1,000 steps, stays with fp32",
+            may_stay_unmeasured=True,
+        ),
+        CONTINUATION: _kind(
+            _VERIFICATION,
+            _PACKAGE,
+            "the artifact of a language model, fed from its own cache, says the next tokens that its graph says",
             may_stay_unmeasured=True,
         ),
         "graph": _kind(

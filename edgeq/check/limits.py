@@ -124,8 +124,8 @@ def _value(name: LimitName, limit: float, measured: Measured) -> tuple[float | N
         if value <= limit:
             return None, f"{only.why}; the converted graph is within the limit: {format_quantity(value, 'pp')}, {note}"
         return value, f"of the converted graph, {note}"
-    if name == "drift":
-        return growth_of(measured.verified.drift, limit)
+    if name in ("drift", "perplexity"):
+        return growth_of(measured.verified.drift, limit) if name == "drift" else _rise_of(measured)
     if name in ("sqnr", "agreement"):
         return _likeness(name, measured)
     if LIMITS[name].measured_by == "release":
@@ -160,6 +160,21 @@ def _drop_of(fidelity: Fidelity | None, measured: Measured, limit: float) -> tup
         drop.high,
         f"upper end of the 95% interval{repeats}; the estimate is {drop.estimate:.2f} pp{where}{needed}",
     )
+
+
+def _rise_of(measured: Measured) -> tuple[float | None, str]:
+    """Return the rise of a language model's perplexity in percent."""
+    fidelity = measured.verified.fidelity
+    if fidelity is None or fidelity.perplexity is None:
+        return None, "only a language model has one: give --context-length N, and a text as --eval-data"
+    found = fidelity.perplexity
+    over = f"from {found.fp32:.4g} to {found.artifact:.4g} over {counted(fidelity.samples, 'window')} of the text"
+    if measured.limit_on == "point":
+        interval = f"{found.rise_pct.low:.2f} to {found.rise_pct.high:.2f}%"
+        return found.rise_pct.estimate, f"the estimate, {over}; the 95% interval is {interval}"
+    if not math.isfinite(found.rise_pct.high):
+        return None, f"a single window proves nothing ({over}): give a longer text"
+    return found.rise_pct.high, f"upper end of the 95% interval; the estimate is {found.rise_pct.estimate:.2f}%, {over}"
 
 
 def _likeness(name: LimitName, measured: Measured) -> tuple[float | None, str]:

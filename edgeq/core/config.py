@@ -250,7 +250,14 @@ class Limits:
     sqnr: Annotated[
         str | None, Doc("Signal-to-quantization-noise ratio of the outputs against fp32, at least: 30dB.")
     ] = None
-    agreement: Annotated[str | None, Doc("Share of samples with the top-1 class of fp32, at least: 99%.")] = None
+    agreement: Annotated[
+        str | None,
+        Doc("Share of samples with the top-1 class of fp32, of a language model's next tokens, at least: 99%."),
+    ] = None
+    perplexity: Annotated[
+        str | None,
+        Doc("Rise of a language model's perplexity over fp32's on a text of the evaluation data, in percent: 2%."),
+    ] = None
     drift: Annotated[
         str | None,
         Doc(
@@ -639,7 +646,8 @@ class PackageConfig(RunConfig):
         NotInKey(_JUDGED_AGAIN),
         Doc(
             "Limit that a gate enforces: size=5MB, download=4MB, accuracy_drop=0.5pp, sqnr=30dB, agreement=99%, "
-            "drift=3dB, latency=40ms, peak_memory=120MB, load=300ms, sram=1MB, cycles=3Mcycles; repeatable."
+            "perplexity=2%, drift=3dB, latency=40ms, peak_memory=120MB, load=300ms, sram=1MB, cycles=3Mcycles; "
+            "repeatable."
         ),
     ] = Limits()
     limit_on: Annotated[

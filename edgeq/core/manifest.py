@@ -56,7 +56,7 @@ Measure = Annotated[
     Annotated[float, Field(allow_inf_nan=False)] | Literal["inf", "-inf", "nan"], BeforeValidator(_rounded)
 ]
 
-FileRole = Literal["artifact", "weights", "golden", "compiled", "example", "reference"]
+FileRole = Literal["artifact", "weights", "golden", "compiled", "example", "reference", "tokenizer"]
 
 Dtype = Literal["float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool"]
 

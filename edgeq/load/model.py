@@ -322,6 +322,8 @@ def _hugging_face(folder: Path, *, trusted: bool, context_length: int | None) ->
     import transformers
 
     options = {"local_files_only": True, "trust_remote_code": trusted}
+    has_bar = transformers.logging.is_progress_bar_enabled()
+    transformers.logging.disable_progress_bar()
     try:
         config = transformers.AutoConfig.from_pretrained(folder, **options)
         kind = getattr(transformers, (config.architectures or ["AutoModel"])[0], transformers.AutoModel)
@@ -335,6 +337,9 @@ def _hugging_face(folder: Path, *, trusted: bool, context_length: int | None) ->
         if "custom code" in what:
             fix = "if you trust the code in it, give --trust-source; else give a folder without code of its own"
         raise UsageError(what, fix) from err
+    finally:
+        if has_bar:
+            transformers.logging.enable_progress_bar()
     missing = sorted(report["missing_keys"])
     if missing:
         what = f"{folder} has no weights for {len(missing)} tensors of {type(module).__name__} ({missing[0]}, …)"

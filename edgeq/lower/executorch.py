@@ -15,12 +15,12 @@ from typing import Any
 
 from edgeq.core.config import Task
 from edgeq.core.errors import EdgeqError, UnsupportedError, first_line, traced_line
-from edgeq.core.results.model import Layer, LoweredModel, QuantizedModel
+from edgeq.core.results.model import Companion, LanguageModel, Layer, LoweredModel, QuantizedModel
 from edgeq.core.runtimes import ETHOS_U
 from edgeq.core.samples import varying_sizes
 from edgeq.core.schemes import FLOAT_SCHEMES
 from edgeq.core.speedups import decomposed
-from edgeq.core.system import replaced, unlogged
+from edgeq.core.system import quiet, replaced, unlogged
 from edgeq.lower import coreml, ethos, vulkan
 from edgeq.lower.coreml_package import read_contents, weights_sqnr_db
 from edgeq.lower.devtools import write_etrecord
@@ -46,7 +46,8 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
         layers, undelegated = _facts(edge.exported_program())
         facts = DELEGATES[spec.backend].facts(quantized, edge.exported_program())
         try:
-            program = edge.to_executorch()
+            with quiet():  # it warns that buffers which forward writes begin with no values
+                program = edge.to_executorch()
         except Exception as err:  # memory planning and emission raise many types
             what = f"ExecuTorch cannot emit this model: {first_line(err)}"
             raise UnsupportedError(
@@ -76,9 +77,16 @@ def lower(quantized: QuantizedModel, spec: LowerSpec) -> LoweredModel:
         kernels=facts.kernels,
         weights_sqnr_db=facts.weights_sqnr_db,
         int4_db=program_int4(path, quantized.grouped),
-        companions=(("reference", parts.write(spec.folder)),) if spec.npu else (),
+        companions=_companions(spec, parts),
         npu=parts.facts(spec.npu, planned_bytes, operators) if spec.npu else None,
     )
+
+
+def _companions(spec: LowerSpec, parts: ethos.Parts) -> tuple[Companion, ...]:
+    if spec.npu:
+        return (("reference", parts.write(spec.folder)),)
+    tokenizer = spec.language.tokenizer if spec.language else None
+    return (("tokenizer", tokenizer),) if tokenizer else ()
 
 
 def _to_edge(quantized: QuantizedModel, spec: LowerSpec, task: Task) -> Any:
@@ -100,7 +108,10 @@ def _to_edge(quantized: QuantizedModel, spec: LowerSpec, task: Task) -> Any:
                 with delegate.around(quantized, program):
                     partitioner = delegate.partitioner(quantized, left_out, spec)
                     return to_edge_transform_and_lower(
-                        program, partitioner=[partitioner], generate_etrecord=spec.etrecord is not None
+                        program,
+                        partitioner=[partitioner],
+                        constant_methods=_runner_methods(spec.language) if spec.language else None,
+                        generate_etrecord=spec.etrecord is not None,
                     )
         except EdgeqError:
             raise
@@ -115,6 +126,23 @@ def _to_edge(quantized: QuantizedModel, spec: LowerSpec, task: Task) -> Any:
             what = f"ExecuTorch cannot lower this model{_named(err, program)}: {first_line(err)}{_cause(err)}"
             fix = f"replace the operator named in this error, or use {_OTHER_TARGET[spec.backend]}"
             raise UnsupportedError(what, fix) from err
+
+
+def _runner_methods(language: LanguageModel) -> dict[str, Any]:
+    """Return the methods that ExecuTorch's runners of language models ask a program, with their answers.
+
+    Their names are those of `extension/llm/runner/constants.h` and `llm_runner_helper.cpp` (ExecuTorch 1.5.1).
+    """
+    known = {} if language.bos_id is None else {"get_bos_id": language.bos_id}
+    return known | {
+        "get_eos_ids": list(language.eos_ids),
+        "get_max_seq_len": language.most_tokens,
+        "get_max_context_len": language.context_length,
+        "get_vocab_size": language.vocabulary,
+        "use_kv_cache": True,
+        "enable_dynamic_shape": True,
+        "use_sdpa_with_kv_cache": False,
+    }
 
 
 # what takes operators that the delegate's lowering does not; iOS has no TorchScript target

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeq.core.config import Progress
-from edgeq.core.results.model import TensorSpec
+from edgeq.core.results.model import LanguageModel, TensorSpec
 
 if TYPE_CHECKING:
     from edgeq.core.targets import FileFormat
@@ -26,6 +26,7 @@ class LowerSpec:
         output_names: of the outputs, where the model names them; () for `output0` and so on.
         npu: accelerator, system configuration and memory mode of an Ethos-U; None for other backends.
         etrecord: where to write an ETRecord, of an artifact that ExecuTorch runs; None for none.
+        language: of a language model with a cache; None for others.
         native: whether the artifact is for machines of this one's architecture, so that it may be compiled here.
     """
 
@@ -39,3 +40,4 @@ class LowerSpec:
     etrecord: Path | None = None
     file_format: FileFormat = "onnx"
     output_names: tuple[str, ...] = ()
+    language: LanguageModel | None = None

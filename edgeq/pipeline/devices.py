@@ -126,6 +126,7 @@ class Emulator:
             timeout_s=self._options.timeout_s,
             progress=self._progress,
             label=label,
+            scheme=scheme,
         )
         emulated = emulate(spec)
         golden = artifact.golden
@@ -296,6 +297,7 @@ def on_device(
             timeout_s=setting.options.timeout_s,
             progress=setting.progress,
             label=bundle.manifest.target.name,
+            scheme=manifest.scheme,
             threads=bundle.manifest.threads if setting.session else 1,
             launcher=setting.session,
         )

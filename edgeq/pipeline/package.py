@@ -372,6 +372,8 @@ class ArtifactBuilder:
                 ran = run_artifact(verify, runtime)
                 runtime.close()  # the graph needs the memory now
                 verified, golden = judge(verify, ran)
+                if kept:
+                    kept.observed += ran.continuation
         states = (quantized.tuning.state if quantized.tuning is not None else None, quantized.search_state)
         self._states += [state for state in states if state is not None]
         asked: tuple[str, ...] = ()
@@ -539,6 +541,7 @@ def _lower(quantized: QuantizedModel, step: BuildStep) -> LoweredModel:
             etrecord=step.folder / ETRECORD_NAME if step.job.devtools else None,
             file_format=spec.file_format,
             output_names=step.inputs.model.output_names,
+            language=step.inputs.model.language,
         ),
     )
 

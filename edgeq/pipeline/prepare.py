@@ -128,6 +128,7 @@ def verify_spec(step: BuildStep, lowered: LoweredModel | None) -> VerifySpec:
         progress=step.progress,
         label=step.label,
         etdump=step.folder / ETDUMP_NAME if step.job.devtools and spec.runtime == "executorch" else None,
+        language=inputs.model.language,
     )
 
 

@@ -212,6 +212,7 @@ def _verified(report: VerifyReport) -> dict[str, Any]:
         **({"sizes": _fields(report.sizes)} if report.sizes else {}),
         **({"drift": _fields(report.drift)} if report.drift else {}),
         **({"npu": _fields(report.npu)} if report.npu else {}),
+        **({"continuation": _fields(report.continuation)} if report.continuation else {}),
     }
 
 

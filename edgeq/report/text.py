@@ -109,6 +109,10 @@ def _accuracy_text(fidelity: Fidelity | None) -> str:
         if fidelity.sqnr_db is None:
             return MISSING
         return f"SQNR {decibel(fidelity.sqnr_db)}\n{fidelity.samples} {_inputs(fidelity)}"
+    if fidelity.perplexity is not None:
+        found = fidelity.perplexity
+        rise = f"rise {found.rise_pct.estimate:.2f}% ({found.rise_pct.low:.2f} to {found.rise_pct.high:.2f})"
+        return f"perplexity {found.artifact:.4g}, fp32 {found.fp32:.4g}\n{rise}"
     own = score(fidelity, fidelity.score)
     if fidelity.fp32_score is None:
         return own
@@ -841,6 +845,20 @@ def state(row: PackageResult) -> str:
     return f"SQNR {decibel(late)} after {report.steps:,} steps, {growth:+.1f} dB of growth"
 
 
+def continuation(row: PackageResult) -> str:
+    """Return how a language model goes on with a prompt, and how fast; "" for other models."""
+    report = row.verified.continuation
+    if report is None:
+        return ""
+    told = [f"{report.as_fp32} of {report.tokens} next tokens as fp32"]
+    if report.as_graph is not None:
+        told.insert(0, f"{report.as_graph} of {report.tokens} as its graph")
+    if report.prefill_tokens_per_s and report.decode_tokens_per_s:
+        told.append(f"prompt {report.prefill_tokens_per_s:,.0f} tokens/s")
+        told.append(f"then {report.decode_tokens_per_s:,.0f} tokens/s")
+    return "\n".join(told)
+
+
 def _float_layer(row: PackageResult) -> list[str]:
     """Return what it costs to keep the layer with the most error of its own in float."""
     if row.layer_sqnrs is None or row.scheme in FLOAT_SCHEMES:
@@ -871,6 +889,7 @@ def _block(row: PackageResult, width: int) -> RenderableType:
         ("latency p50 / p90", latency(row)),
         *((("sizes", sizes(row)),) if row.verified.sizes else ()),
         *((("state", state(row)),) if row.verified.drift else ()),
+        *((("continuation", continuation(row)),) if row.verified.continuation else ()),
         *((("NPU", npu(row)),) if row.verified.npu else ()),
     )
     lines = Table.grid(padding=(0, 2))

@@ -34,6 +34,7 @@ from edgeq.verify.metrics import (
     mean_score,
     metric_drop_pp,
     of_sample,
+    perplexity_rise,
     real_rows,
     scored,
     sequences_of,
@@ -347,6 +348,7 @@ class Tally:
     """Sums that accumulate while the samples run.
 
     Attributes:
+        words: of a language model the most likely next token, at each place.
         scored: of each score the rows that it is of, by their numbers in `repeats`.
     """
 
@@ -354,6 +356,7 @@ class Tally:
     for_parity: list[tuple[Batch, Outputs]] = field(default_factory=list)
     fidelity: Comparison = field(default_factory=lambda: Comparison(by_channel=True, nominal=True))
     ranks: dict[int, Ranks] = field(default_factory=dict)
+    words: Ranks = field(default_factory=lambda: Ranks())
     indices: dict[int, Indices] = field(default_factory=dict)
     scored: list[range] = field(default_factory=list)
     sequences: list[str] = field(default_factory=list)
@@ -519,6 +522,8 @@ def compare(spec: VerifySpec, tally: Tally, batch: Batch, fed: Batch, outputs: O
         tally.reference.look(batch, reference)
         if same_shapes(tally, cut(batch, reference), measured, "fp32"):
             tally.fidelity.add(cut(batch, reference), measured, rows=real_rows(batch))
+            if spec.language is not None:
+                tally.words.add(*(array.reshape(-1, array.shape[-1]) for array in (reference[0], measured[0])))
             over_axes = tally.fidelity.over_axes
             if not any(over_axes[:1]):
                 tally.flips.add(batch, cut(batch, reference), measured)
@@ -615,7 +620,7 @@ def _score(
     if reference is not None:
         fp32_scores = batch_scores(score, batch, reference)
         tally.fp32_scores += fp32_scores
-        if score is not top1:
+        if score is not top1 and spec.language is None:  # whose labels are the text's own tokens
             tally.mismatches.add(score, batch, reference, fp32_scores, labelled=spec.samples.labelled)
 
 
@@ -631,13 +636,18 @@ def fidelity_of(spec: VerifySpec, tally: Tally) -> Fidelity:
     pairs = dict(zip(keys, zip(tally.fp32_scores, tally.scores, strict=True), strict=True)) if paired else {}
     classes, by_labels = tally.class_drops(row_keys) if spec.is_evaluation else ((), False)
     ranks = tally.ranks.get(0)
+    agreements = tuple(found.agreement(i, row_keys) for i, found in sorted(tally.ranks.items()))
+    agreement = sums.top1_agreement
+    if tally.words.fp32:
+        agreements = (tally.words.agreement(0, []),)
+        agreement = agreements[0].agreeing / agreements[0].ranked
     return Fidelity(
         samples=tally.samples,
         inputs="evaluation" if spec.is_evaluation else "random",
         sqnr_db=sums.sqnr_db if has_fp32 else None,
         cosine=sums.cosine if has_fp32 else None,
         max_abs=sums.max_abs if has_fp32 else None,
-        top1_agreement=sums.top1_agreement,
+        top1_agreement=agreement,
         metric=spec.metric_name if tally.scores else None,
         fp32_score=mean_score(score, tally.fp32_scores) if tally.fp32_scores else None,
         score=mean_score(score, tally.scores) if tally.scores else None,
@@ -648,7 +658,7 @@ def fidelity_of(spec: VerifySpec, tally: Tally) -> Fidelity:
         lost=sum(before > after for before, after in pairs.values()) if of_samples else None,
         won=sum(before < after for before, after in pairs.values()) if of_samples else None,
         groups=sums.groups(classes=tally.labels),
-        agreements=tuple(found.agreement(i, row_keys) for i, found in sorted(tally.ranks.items())),
+        agreements=agreements,
         indices=tuple(
             found.agreement(i, row_keys)
             for i, found in sorted(tally.indices.items())
@@ -658,6 +668,7 @@ def fidelity_of(spec: VerifySpec, tally: Tally) -> Fidelity:
         by_labels=by_labels,
         tied=ranks.tied / len(ranks.fp32) if ranks else None,
         worst_output=sums.worst_output if has_fp32 else None,
+        perplexity=perplexity_rise(tally.fp32_scores, tally.scores, keys) if paired and spec.language else None,
     )
 
 

@@ -1,5 +1,7 @@
 """Models with state over many steps: the artifact fed with its own state, against fp32 fed with its own.
 
+Language models keep theirs in buffers, and continue a prompt.
+
 The steps are the first of the data, repeated: each quarter has the same inputs, so that a difference between quarters
 comes from the state alone. Both sides run in step, and only sums are kept.
 """
@@ -14,11 +16,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgeq.core.lazy import NDArray, np
-from edgeq.core.results.measured import DriftReport, OutputDrift
+from edgeq.core.results.artifact import Observed
+from edgeq.core.results.measured import Continuation, DriftReport, OutputDrift
 from edgeq.core.samples import Batch, Feedback, Outputs, batches, state_specs
-from edgeq.core.schemes import FLOAT_SCHEMES
+from edgeq.core.schemes import FLOAT_SCHEMES, least_sqnr_db
 from edgeq.verify.host import HostRuntime
-from edgeq.verify.metrics import unlike_infinities
+from edgeq.verify.metrics import Comparison, unlike_infinities
 from edgeq.verify.spec import Forward, VerifySpec
 
 STEPS = 1000
@@ -244,3 +247,73 @@ def _moved(array: NDArray[Any], size: float, rng: np.random.Generator) -> NDArra
         return array
     step = size * float(np.abs(array).max(initial=0.0))
     return np.asarray(array + rng.choice([-step, step], array.shape), array.dtype)
+
+
+# --- Language models: a prompt, and then the tokens that fp32 continues it with, one in each call.
+
+
+_PROMPT, _TOKENS = 32, 16
+
+
+def run_continuation(spec: VerifySpec, runtime: HostRuntime) -> list[Observed]:
+    """Run the artifact and fp32 on a prompt of the data and on what fp32 says next, each with its own cache.
+
+    Args:
+        spec: of a language model, and with fp32.
+        runtime: has the artifact loaded.
+
+    Raises:
+        VerificationError: the artifact crashes the runtime.
+    """
+    fp32, language = spec.fp32, spec.language
+    if fp32 is None or language is None:
+        raise ValueError("a continuation is of a language model, and measured against fp32")
+    sample = spec.samples.read(0)
+    count = min(_TOKENS, language.context_length - 1)
+    given = sample.inputs[0][: min(_PROMPT, language.context_length - count)]
+    place, found = 0, []
+    with spec.progress.task(f"continue a text with {spec.label}", count, "tokens") as task:
+        for step in range(count):
+            inputs = (given[None], np.asarray([place], sample.inputs[1].dtype))
+            # fp32's outputs are remembered by the digest: what another scheme's steps left must not stand for a call
+            digest = f"continuation of {sample.digest} with {spec.label}, {step}"
+            one = dataclasses.replace(sample, inputs=inputs, raw=inputs, label=None, digest=digest)
+            batch = Batch(inputs=inputs, samples=(one,))
+            reference, measured = fp32(batch), runtime.run(inputs)
+            found.append(Observed(batch=batch, host=measured, fp32=reference, scored=False, continues=True))
+            place += len(given)
+            given = np.asarray([_next_token(reference)], given.dtype)
+            task.advance()
+    return found
+
+
+def judge_continuation(spec: VerifySpec, steps: Sequence[Observed]) -> Continuation:
+    """Run the converted graph on the same calls, with its own cache, and compare the artifact with it and with fp32."""
+    sums, as_graph, graph = Comparison(), 0, spec.graph
+    if graph is not None:
+        for one in steps:
+            expected = graph(one.batch)
+            sums.add(expected, one.host)
+            as_graph += says_the_same(expected, one.host, spec.scheme)
+    return Continuation(
+        prompt=steps[0].batch.inputs[0].shape[1],
+        tokens=len(steps),
+        as_graph=as_graph if graph else None,
+        as_fp32=sum(_next_token(one.fp32 or ()) == _next_token(one.host) for one in steps),
+        sqnr_db=sums.sqnr_db if graph else None,
+    )
+
+
+def _next_token(outputs: Outputs) -> int:
+    return int(outputs[0][0, -1].argmax())
+
+
+def says_the_same(expected: Outputs, came: Outputs, scheme: str) -> bool:
+    """Whether the same token comes next by two runs that should agree.
+
+    So it does where the two tokens' logits are nearer to each other than rounding may move them.
+    """
+    one, other = _next_token(expected), _next_token(came)
+    logits = expected[0][0, -1].astype(np.float64)
+    moved = float(np.sqrt(np.mean(logits**2))) * 10 ** (-least_sqnr_db(scheme) / 20)
+    return bool(one == other or logits[one] - logits[other] <= 2 * moved)

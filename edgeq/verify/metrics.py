@@ -13,7 +13,7 @@ from typing import Any
 from edgeq.core.errors import UsageError
 from edgeq.core.intervals import effective_count, matched_pairs, mean_difference_half_width, share, two_sided_z
 from edgeq.core.lazy import NDArray, np
-from edgeq.core.results.measured import ClassDrop, GroupFidelity, Interval
+from edgeq.core.results.measured import ClassDrop, GroupFidelity, Interval, Perplexity
 from edgeq.core.samples import Batch, Dataset, Outputs, Sample, rows_of
 from edgeq.verify.channels import OutputChannels
 from edgeq.verify.detection import MeanAveragePrecision
@@ -463,6 +463,32 @@ def _inverse_perplexity(rows: NDArray[np.float64]) -> float:
     """Return exp(mean log-likelihood of a word), 1 divided by the perplexity: from 0 to 1, higher is better."""
     told, words = rows.sum(axis=0)
     return math.exp(told / words) if words else math.nan
+
+
+def perplexity_rise(
+    fp32: Sequence[Sequence[float]], measured: Sequence[Sequence[float]], keys: Sequence[Hashable]
+) -> Perplexity:
+    """Return both perplexities, and the rise with its paired 95% interval.
+
+    Args:
+        fp32: for each window of a text the log-likelihood of its tokens, in nats, and how many count.
+        measured: the same windows'.
+        keys: what tells the windows apart; equal ones are repeats.
+    """
+    before, after = np.asarray(fp32, np.float64), np.asarray(measured, np.float64)
+    counted = before[:, 1].sum()
+    if not counted:
+        raise UsageError("no token of the evaluation data counts", "give labels other than -100")
+    # a window's share of the mean: windows may differ in length
+    differences = (before[:, 0] - after[:, 0]) * len(before) / counted
+    half = mean_difference_half_width(differences.tolist(), effective_count(keys), 0.0)
+    rise = float(differences.mean())
+    low, middle, high = (100 * (math.exp(value) - 1) for value in (rise - half, rise, rise + half))
+    return Perplexity(
+        fp32=math.exp(-before[:, 0].sum() / counted),
+        artifact=math.exp(-after[:, 0].sum() / counted),
+        rise_pct=Interval(estimate=middle, low=low, high=high),
+    )
 
 
 def _one_hot(label: Any, classes: int) -> NDArray[np.float64]:

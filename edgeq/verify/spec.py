@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgeq.core.config import Progress
-from edgeq.core.results.model import LoweredModel, TensorSpec
+from edgeq.core.results.model import LanguageModel, LoweredModel, TensorSpec
 from edgeq.core.samples import Batch, Dataset, Outputs
 from edgeq.verify.metrics import Metric, SetMetric
 
@@ -37,6 +37,7 @@ class VerifySpec:
         etdump: where an ExecuTorch artifact's ETDump of one run goes; None to keep none.
         observe: is given each batch with the artifact's outputs, and those of fp32 if there is one.
         observe_sizes: is given the same of the sizes that vary, the largest ones first, before `observe` is called.
+        language: of a language model with a cache; None for others.
     """
 
     lowered: LoweredModel | None
@@ -59,3 +60,4 @@ class VerifySpec:
     etdump: Path | None = None
     observe: Observer | None = None
     observe_sizes: Observer | None = None
+    language: LanguageModel | None = None

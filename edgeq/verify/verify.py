@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from edgeq.core.errors import EdgeqError, UnsupportedError, UsageError, VerificationError
 from edgeq.core.lazy import NDArray, np
+from edgeq.core.results.artifact import Observed
 from edgeq.core.results.measured import (
     MAX_SPREAD,
     BeyondRun,
@@ -55,7 +56,7 @@ from edgeq.verify.accumulate import (
     same_shapes,
     spread,
 )
-from edgeq.verify.drift import run_drift
+from edgeq.verify.drift import judge_continuation, run_continuation, run_drift
 from edgeq.verify.golden import golden_set, sqnr_floor_db
 from edgeq.verify.host import HostRuntime, Killed, Loaded, Refused
 from edgeq.verify.kernels import kernel_share, npu_share
@@ -75,6 +76,8 @@ class Ran:
     trials: Sequence[Trial] = ()
     beyond: tuple[BeyondRun, ...] = ()
     drift: DriftReport | None = None
+    continuation: Sequence[Observed] = ()
+    decode_ms: float | None = None
 
 
 def verify(spec: VerifySpec, runtime: HostRuntime) -> tuple[VerifyReport, GoldenSet]:
@@ -136,6 +139,12 @@ def run_artifact(spec: VerifySpec, runtime: HostRuntime) -> Ran:
     # a bundle's artifact, which has nothing to compare with, is run again afterwards
     beyond = run_beyond(spec, runtime) if trials and spec.fp32 else ()
     drift = run_drift(spec, runtime) if state_specs(spec.inputs) and spec.fp32 else None
+    continuation = run_continuation(spec, runtime) if spec.language and spec.fp32 else ()
+    decode_ms = None
+    if continuation:
+        with spec.progress.alone():
+            taken = runtime.latencies_ms(continuation[-1].batch.inputs, warmup=spec.warmup, runs=spec.runs)
+        decode_ms = percentile_ms(taken, 0.5)
     return Ran(
         tally=tally,
         loaded=loaded,
@@ -145,6 +154,8 @@ def run_artifact(spec: VerifySpec, runtime: HostRuntime) -> Ran:
         trials=trials,
         beyond=beyond,
         drift=drift,
+        continuation=continuation,
+        decode_ms=decode_ms,
     )
 
 
@@ -154,6 +165,14 @@ def judge(spec: VerifySpec, ran: Ran) -> tuple[VerifyReport, GoldenSet]:
     by = loaded.reference or ("emulated" if loaded.stand_in else loaded.gpu)
     where = f", {by}" if by else ""
     parity = _parity(spec.graph, spec, tally) if spec.graph else None
+    continuation = judge_continuation(spec, ran.continuation) if ran.continuation else None
+    if continuation and ran.timing and spec.language:
+        continuation = replace(
+            continuation,
+            prefill_ms=ran.timing.p50_ms,
+            prefill_tokens=spec.language.most_tokens,
+            decode_ms=ran.decode_ms,
+        )
     report = VerifyReport(
         host=f"host {host_arch()}{where}",
         parity=parity,
@@ -168,6 +187,7 @@ def judge(spec: VerifySpec, ran: Ran) -> tuple[VerifyReport, GoldenSet]:
         stand_in=loaded.stand_in,
         sizes=judge_sizes(spec, ran.trials, ran.beyond),
         drift=ran.drift,
+        continuation=continuation,
         npu=spec.lowered.npu if spec.lowered else None,
     )
     return report, golden_set(tally.golden, spec.output_steps, scheme=spec.scheme)

@@ -59,12 +59,14 @@ class Observed:
         host: the artifact's outputs on this host, padding included.
         fp32: those of the float model; None if there is none.
         scored: whether its samples may have labels; golden samples have none.
+        continues: whether it is a step of a continuation, which depends on those before it.
     """
 
     batch: Batch
     host: Outputs
     fp32: Outputs | None
     scored: bool = True
+    continues: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

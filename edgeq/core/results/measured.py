@@ -316,6 +316,7 @@ class Fidelity:
         classes: by class, those that lose most first, not all of very many; by the labels, or else by fp32's answers.
         by_labels: which of the two `classes` goes by.
         tied: share of the samples whose first class shares its score with another one, in the artifact alone.
+        perplexity: of a language model with labelled data; None for others.
     """
 
     samples: int
@@ -340,6 +341,7 @@ class Fidelity:
     by_labels: bool = False
     tied: float | None = None
     worst_output: int | None = None
+    perplexity: Perplexity | None = None
 
 
 # p90 over p50 is 1.0 to 1.2 on an idle machine
@@ -482,6 +484,8 @@ class DeviceRun:
         rescored: of these, with another score than on the host; None without labels.
         drop_pp: fp32 minus device in percentage points, paired, over these samples.
         findings: what is wrong regardless of limits: NaN, another shape.
+        next_tokens: of a language model's continuation, how many tokens are the host's, near ties among them, and of
+            how many; None for others.
     """
 
     cpu: str
@@ -497,6 +501,7 @@ class DeviceRun:
     rescored: int | None
     drop_pp: Interval | None
     findings: tuple[str, ...]
+    next_tokens: tuple[int, int] | None = None
 
     @property
     def name(self) -> str:
@@ -744,6 +749,55 @@ class SizesReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Continuation:
+    """A language model over a prompt and the tokens that fp32 continues it with, one by one from the cache.
+
+    Attributes:
+        prompt: tokens of the first call.
+        tokens: how many follow.
+        as_graph: of these, how many the artifact chooses as its converted graph does, near ties among them; None where
+            there is no graph.
+        as_fp32: the same of fp32's.
+        sqnr_db: of the logits against the graph's, over all calls; None as above.
+        prefill_ms, prefill_tokens: p50 of a call with the most tokens, and how many these are; None where nothing was
+            timed.
+        decode_ms: p50 of a call with one token.
+    """
+
+    prompt: int
+    tokens: int
+    as_graph: int | None
+    as_fp32: int
+    sqnr_db: float | None
+    prefill_ms: float | None = None
+    prefill_tokens: int | None = None
+    decode_ms: float | None = None
+
+    @property
+    def prefill_tokens_per_s(self) -> float | None:
+        """Tokens of a prompt in a second."""
+        return 1000 * self.prefill_tokens / self.prefill_ms if self.prefill_ms and self.prefill_tokens else None
+
+    @property
+    def decode_tokens_per_s(self) -> float | None:
+        """Tokens in a second, one after the other."""
+        return 1000 / self.decode_ms if self.decode_ms else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Perplexity:
+    """Perplexity on the evaluation data: exp of the mean negative log-likelihood of a token.
+
+    Attributes:
+        rise_pct: of the artifact's over fp32's, in percent, paired over the distinct windows.
+    """
+
+    fp32: float
+    artifact: float
+    rise_pct: Interval
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OutputDrift:
     """One output of a model with state over many steps, the artifact and fp32 each fed with its own state.
 
@@ -825,6 +879,7 @@ class VerifyReport:
         sizes: over the sizes that vary; None where none does.
         drift: over many steps of a model with state; None for other models, and where there is no fp32.
         npu: what vela says of an artifact for an Ethos-U; None for others.
+        continuation: of a language model with a cache; None for others, and where there is no fp32.
     """
 
     host: str
@@ -846,3 +901,4 @@ class VerifyReport:
     sizes: SizesReport | None = None
     drift: DriftReport | None = None
     npu: NpuFacts | None = None
+    continuation: Continuation | None = None

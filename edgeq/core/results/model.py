@@ -388,7 +388,7 @@ class ModelFacts:
 
 
 # a file beside the artifact, with its role
-Companion = tuple[Literal["weights", "compiled", "example", "reference"], Path]
+Companion = tuple[Literal["weights", "compiled", "example", "reference", "tokenizer"], Path]
 
 TunedWeights = Literal["start", "last", "average", "user"]
 

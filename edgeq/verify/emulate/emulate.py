@@ -19,6 +19,7 @@ from edgeq.core.samples import Batch, Outputs, Sample
 from edgeq.core.schemes import FLOAT_SCHEMES
 from edgeq.core.targets import NPU
 from edgeq.verify.accumulate import GOLDEN_SAMPLES, batch_scores, chosen_metric, infinity_findings
+from edgeq.verify.drift import says_the_same
 from edgeq.verify.emulate.runner import Launcher, TooSlow, Work, run_all, usable_cores
 from edgeq.verify.emulate.selftest import Machine, Npu
 from edgeq.verify.host import HostRuntime
@@ -116,6 +117,7 @@ class EmulateSpec:
         metric: a score per sample, or None for top-1.
         labelled: whether the samples have labels, or a metric of the user's own scores them.
         label: text for progress.
+        scheme: the quantization scheme, which says how far two runs may differ.
         threads: of the runtime; under QEMU one is the fastest.
         launcher: starts the runners, one at a time; None for this host.
     """
@@ -130,6 +132,7 @@ class EmulateSpec:
     timeout_s: float
     progress: Progress
     label: str
+    scheme: str
     threads: int = 1
     launcher: Launcher | None = None
 
@@ -190,7 +193,8 @@ def _outputs_of_cpus(
     spec: EmulateSpec, cpus: Sequence[Machine], task: Task
 ) -> list[tuple[list[Outputs], tuple[str, ...]]]:
     """Run each machine's share in several processes."""
-    parts = 1 if spec.launcher else max(1, usable_cores() // len(cpus))
+    in_order = any(one.continues for one in spec.observed)
+    parts = 1 if spec.launcher or in_order else max(1, usable_cores() // len(cpus))
     shares = [share for share in np.array_split(np.arange(len(spec.observed)), parts) if len(share)]
     works = [_work(spec, cpu, share.tolist()) for cpu in cpus for share in shares]
     parallel = 1 if spec.launcher else None
@@ -239,6 +243,8 @@ def _device_run(
     device, host, fp32 = scores
     score = chosen_metric(spec.metric, outputs[0], labelled=True) if outputs else None
     name = machine.cpu_name
+    pairs = zip(observed, hosts, outputs, strict=True)
+    said = [says_the_same(host, made, spec.scheme) for one, host, made in pairs if one.continues]
     sequences = sequences_of(sample for one in observed if one.scored for sample in one.batch.samples)
     return DeviceRun(
         cpu=name,
@@ -256,6 +262,7 @@ def _device_run(
         if score and fp32 and len(fp32) == len(device)
         else None,
         findings=tuple(_findings(outputs, hosts)),
+        next_tokens=(sum(said), len(said)) if said else None,
     )
 
 

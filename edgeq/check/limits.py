@@ -377,7 +377,7 @@ def accuracy_warnings(scheme: str, verified: VerifyReport, options: GateOptions)
     if fidelity is None:
         return ()
     said = []
-    is_judged = any(name == "accuracy_drop" for name, _ in options.limits)
+    is_judged = any(name in ("accuracy_drop", "perplexity") for name, _ in options.limits)
     comparable = fidelity.chance_score is not None or fidelity.mismatch_drop_pp is not None
     if not is_judged and comparable and (why := why_worthless(fidelity)):
         said.append(why)
@@ -400,7 +400,8 @@ def accuracy_warnings(scheme: str, verified: VerifyReport, options: GateOptions)
         said.append("the model was already quantized: there is no fp32 model to compare its outputs with")
     elif scheme != "fp32":
         how = "" if fidelity.score is not None else "labelled --eval-data and "
-        said.append(f"accuracy was not judged: add {how}--limit accuracy_drop=1pp, or the drop that you can accept")
+        limit = "perplexity=2%, or the rise" if fidelity.perplexity else "accuracy_drop=1pp, or the drop"
+        said.append(f"accuracy was not judged: add {how}--limit {limit} that you can accept")
     return tuple(said)
 
 

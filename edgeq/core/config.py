@@ -763,6 +763,8 @@ class Job(RunConfig):
         """
         if self.schemes:
             return self.schemes
+        if self.context_length is not None and "dynamic-int8" in target.schemes:
+            return ("dynamic-int8",)  # a language model's work is attention and linear layers
         is_open = self.reuse_qparams_from is None and not self.source.endswith((".pte", ".ptl"))
         return (DEFAULT,) if is_open and len(default_schemes(target.schemes)) > 1 else target.schemes[:1]
 

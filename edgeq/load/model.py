@@ -319,15 +319,16 @@ def _hugging_face(folder: Path, *, trusted: bool, context_length: int | None) ->
         UnsupportedError: transformers has no cache of fixed size for it.
     """
     import torch
+
     import transformers
 
     options = {"local_files_only": True, "trust_remote_code": trusted}
     has_bar = transformers.logging.is_progress_bar_enabled()
     transformers.logging.disable_progress_bar()
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, **options)
-        kind = getattr(transformers, (config.architectures or ["AutoModel"])[0], transformers.AutoModel)
-        with quiet():
+        with quiet():  # the libraries that it imports have torch warn of their own types
+            config = transformers.AutoConfig.from_pretrained(folder, **options)
+            kind = getattr(transformers, (config.architectures or ["AutoModel"])[0], transformers.AutoModel)
             module, report = kind.from_pretrained(
                 folder, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
             )

@@ -58,6 +58,9 @@ def _refusal(job: Job, target: TargetProfile) -> UnsupportedError | None:
     if job.input_dtype is not None and (why := why_not_run(target.backend)):
         what = f"edgeq has not verified --input-dtype {job.input_dtype} on {target.name}: {why}"
         return UnsupportedError(what, "omit --input-dtype, or drop this target")
+    if job.context_length is not None and target.backend != "xnnpack":
+        what = f"--context-length needs a target with XNNPACK, but {target.name} has {target.backend}"
+        return UnsupportedError(what, "use a target such as android-arm64-xnnpack, or omit it")
     if job.dynamic_batch and target.runtime != "onnx":
         what = (
             f"--dynamic-batch is for ONNX targets; {target.name} runs {target.runtime} with one batch size per artifact"
@@ -185,6 +188,10 @@ def preflight(job: Job, *, builds_here: bool = True) -> None:
             _check_sizes(job)
     with found.of("state"):
         _check_states(job)
+    with found.of("context_length"):
+        if job.context_length is not None and not job.source.startswith(HUGGING_FACE):
+            what = f"--context-length is for language models of transformers, but MODEL is {job.source}"
+            raise UsageError(what, "give hf:FOLDER, or make the cache an input and an output, for --state")
     with found.of("devtools"):
         _check_devtools(job)
     # a missing folder is a finding of its path already, by the name of its option
@@ -290,7 +297,8 @@ def without_labels(evaluation: str) -> VerificationError:
 
 def _check_calibration(job: Job) -> None:
     if Path(job.source).suffix not in _LOWERED:
-        schemes = {scheme for target in job.all_targets for scheme in (job.schemes or target.schemes[:1])}
+        planned = [(scheme, target) for target in job.all_targets for scheme in job.schemes_of(target)]
+        schemes = {target.schemes[0] if scheme == DEFAULT else scheme for scheme, target in planned}
         check_calibration(with_demo_data(job), schemes)
 
 

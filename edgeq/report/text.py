@@ -726,6 +726,8 @@ def _side_by_side(rows: Sequence[PackageResult], refused: Sequence[Refusal]) -> 
     for row in rows:
         fidelity, timing = row.verified.fidelity, row.verified.timing
         drop = f"{fidelity.drop_pp.estimate:.2f} pp" if fidelity and fidelity.drop_pp else "-"
+        if fidelity and fidelity.perplexity:
+            drop = f"{fidelity.perplexity.rise_pct.estimate:+.2f}%"
         name = target_text(row).replace("\n", " ")
         label = f"{row.model} {name}" if many else name
         p50 = f"{_ms(timing.p50_ms)} ms" if timing else "-"

@@ -20,6 +20,7 @@ from edgeq.core.results.artifact import Observed
 from edgeq.core.results.measured import Continuation, DriftReport, OutputDrift
 from edgeq.core.samples import Batch, Feedback, Outputs, batches, state_specs
 from edgeq.core.schemes import FLOAT_SCHEMES, least_sqnr_db
+from edgeq.verify.golden import GOLDEN_BYTES
 from edgeq.verify.host import HostRuntime
 from edgeq.verify.metrics import Comparison, unlike_infinities
 from edgeq.verify.spec import Forward, VerifySpec
@@ -252,7 +253,31 @@ def _moved(array: NDArray[Any], size: float, rng: np.random.Generator) -> NDArra
 # --- Language models: a prompt, and then the tokens that fp32 continues it with, one in each call.
 
 
-_PROMPT, _TOKENS = 32, 16
+_PROMPT, _TOKENS, _GOLDEN = 32, 16, 8
+
+
+def golden_calls(spec: VerifySpec, runtime: HostRuntime) -> list[Observed]:
+    """Run the first tokens of the data one by one, as many as golden samples may hold: each reads what the last wrote.
+
+    Args:
+        spec: of a language model.
+        runtime: has the artifact loaded.
+
+    Raises:
+        VerificationError: the artifact crashes the runtime.
+    """
+    sample, found = spec.samples.read(0), []
+    vocabulary = spec.language.vocabulary if spec.language else 1
+    count = min(_GOLDEN, len(sample.inputs[0]), max(1, GOLDEN_BYTES // (4 * vocabulary)))
+    for place in range(count):
+        inputs = (sample.inputs[0][None, place : place + 1], np.asarray([place], sample.inputs[1].dtype))
+        digest = f"golden call of {sample.digest} with {spec.label}, {place}"
+        raw = tuple(array[0] for array in inputs)
+        one = dataclasses.replace(sample, inputs=raw, raw=raw, label=None, digest=digest, sequence="golden", step=place)
+        batch = Batch(inputs=inputs, samples=(one,))
+        reference = spec.fp32(batch) if spec.fp32 else None
+        found.append(Observed(batch=batch, host=runtime.run(inputs), fp32=reference, scored=False, golden=True))
+    return found
 
 
 def run_continuation(spec: VerifySpec, runtime: HostRuntime) -> list[Observed]:
@@ -277,7 +302,8 @@ def run_continuation(spec: VerifySpec, runtime: HostRuntime) -> list[Observed]:
             inputs = (given[None], np.asarray([place], sample.inputs[1].dtype))
             # fp32's outputs are remembered by the digest: what another scheme's steps left must not stand for a call
             digest = f"continuation of {sample.digest} with {spec.label}, {step}"
-            one = dataclasses.replace(sample, inputs=inputs, raw=inputs, label=None, digest=digest)
+            raw = tuple(array[0] for array in inputs)
+            one = dataclasses.replace(sample, inputs=raw, raw=raw, label=None, digest=digest)
             batch = Batch(inputs=inputs, samples=(one,))
             reference, measured = fp32(batch), runtime.run(inputs)
             found.append(Observed(batch=batch, host=measured, fp32=reference, scored=False, continues=True))

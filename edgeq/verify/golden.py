@@ -24,7 +24,7 @@ _INT8_FLOOR_DB = 20.0  # where the output is no quantized tensor, so that its st
 
 _LEAST_FLOOR_DB = 3.0
 
-_BUDGET_BYTES = 256_000
+GOLDEN_BYTES = 256_000
 
 
 def golden_set(
@@ -88,7 +88,7 @@ def _within_budget(samples: Sequence[tuple[Sample, Outputs]]) -> Sequence[tuple[
     for index, (sample, outputs) in enumerate(samples):
         total += sum(array.nbytes for array in (*sample.raw, *outputs))
         goes_on = not sample.sequence or sample.sequence == samples[0][0].sequence
-        if index and (total > _BUDGET_BYTES or not goes_on):
+        if index and (total > GOLDEN_BYTES or not goes_on):
             return samples[:index]
     return samples
 

@@ -56,7 +56,7 @@ from edgeq.verify.accumulate import (
     same_shapes,
     spread,
 )
-from edgeq.verify.drift import judge_continuation, run_continuation, run_drift
+from edgeq.verify.drift import golden_calls, judge_continuation, run_continuation, run_drift
 from edgeq.verify.golden import golden_set, sqnr_floor_db
 from edgeq.verify.host import HostRuntime, Killed, Loaded, Refused
 from edgeq.verify.kernels import kernel_share, npu_share
@@ -76,7 +76,7 @@ class Ran:
     trials: Sequence[Trial] = ()
     beyond: tuple[BeyondRun, ...] = ()
     drift: DriftReport | None = None
-    continuation: Sequence[Observed] = ()
+    continuation: tuple[Observed, ...] = ()
     decode_ms: float | None = None
 
 
@@ -139,7 +139,11 @@ def run_artifact(spec: VerifySpec, runtime: HostRuntime) -> Ran:
     # a bundle's artifact, which has nothing to compare with, is run again afterwards
     beyond = run_beyond(spec, runtime) if trials and spec.fp32 else ()
     drift = run_drift(spec, runtime) if state_specs(spec.inputs) and spec.fp32 else None
-    continuation = run_continuation(spec, runtime) if spec.language and spec.fp32 else ()
+    said: list[Observed] = []
+    continuation = run_continuation(spec, runtime) if spec.language and spec.fp32 else []
+    if spec.language:
+        said = golden_calls(spec, runtime)
+        tally.golden = [(one.batch.samples[0], one.host) for one in said]
     decode_ms = None
     if continuation:
         with spec.progress.alone():
@@ -154,7 +158,7 @@ def run_artifact(spec: VerifySpec, runtime: HostRuntime) -> Ran:
         trials=trials,
         beyond=beyond,
         drift=drift,
-        continuation=continuation,
+        continuation=(*said, *continuation),
         decode_ms=decode_ms,
     )
 
@@ -165,7 +169,8 @@ def judge(spec: VerifySpec, ran: Ran) -> tuple[VerifyReport, GoldenSet]:
     by = loaded.reference or ("emulated" if loaded.stand_in else loaded.gpu)
     where = f", {by}" if by else ""
     parity = _parity(spec.graph, spec, tally) if spec.graph else None
-    continuation = judge_continuation(spec, ran.continuation) if ran.continuation else None
+    steps = [one for one in ran.continuation if one.continues]
+    continuation = judge_continuation(spec, steps) if steps else None
     if continuation and ran.timing and spec.language:
         continuation = replace(
             continuation,

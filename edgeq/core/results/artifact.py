@@ -60,6 +60,7 @@ class Observed:
         fp32: those of the float model; None if there is none.
         scored: whether its samples may have labels; golden samples have none.
         continues: whether it is a step of a continuation, which depends on those before it.
+        golden: whether it is one of a language model's golden samples, which depend on each other too.
     """
 
     batch: Batch
@@ -67,6 +68,7 @@ class Observed:
     fp32: Outputs | None
     scored: bool = True
     continues: bool = False
+    golden: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

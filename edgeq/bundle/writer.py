@@ -27,6 +27,7 @@ from edgeq.core.manifest import (
     FileRole,
     GateVerdict,
     GoldenFacts,
+    LanguageFacts,
     LayerSummary,
     Manifest,
     ModelFacts,
@@ -190,6 +191,7 @@ def _manifest(item: BundleInput, files: Sequence[FileEntry]) -> Manifest:
         not_emulated=verified.not_emulated or None,
         cuda=_filled(CudaBox, lowered.cuda),
         npu=_filled(NpuNeeds, lowered.npu),
+        language=_filled(LanguageFacts, item.inputs.model.language),
         verified_on=_verified_on(verified),
         provenance=Provenance(
             source_sha256=item.inputs.model.source_sha256,

@@ -22,7 +22,7 @@ from edgeq.core.units import counted, format_bytes
 if TYPE_CHECKING:
     import edgeq.pipeline.inspect
     import edgeq.report.text
-    from edgeq.core.manifest import GateVerdict, Manifest, Measure, Tensor
+    from edgeq.core.manifest import GateVerdict, LanguageFacts, Manifest, Measure, Tensor
     from edgeq.core.results.model import Layer
     from edgeq.pipeline.inspect import ArtifactInspection, BundleInspection
 
@@ -108,6 +108,7 @@ def bundle_text(found: BundleInspection, shown: int, width: int | None = None) -
         *(("input", _tensor(tensor)) for tensor in manifest.inputs),
         *(("output", _tensor(tensor)) for tensor in manifest.outputs),
         ("labels", str(len(manifest.labels)) if manifest.labels else "none"),
+        *((("language", _language(manifest.language)),) if manifest.language else ()),
         *_computed(manifest),
         *((entry.role, f"{entry.path}, {_bytes(entry.size_bytes)}") for entry in manifest.files),
         ("download", f"{_bytes(found.download_bytes)} as the ZIP of a release"),
@@ -123,6 +124,11 @@ def bundle_text(found: BundleInspection, shown: int, width: int | None = None) -
     gates = [(gate.outcome, gate.name, _gate_facts(gate, found.measured.get(gate.name, ""))) for gate in manifest.gates]
     lines += edgeq.report.text.aligned(gates or [("none",)], width=width)
     return "\n".join([*lines, *_layer_lines(found, shown, width)])
+
+
+def _language(facts: LanguageFacts) -> str:
+    ends = f"ends at {', '.join(map(str, facts.eos_ids))}" if facts.eos_ids else "no token ends a text"
+    return f"{counted(facts.context_length, 'token')} of context, {facts.vocabulary:,} in the vocabulary, {ends}"
 
 
 def _gate_facts(gate: GateVerdict, measured: str) -> str:

@@ -173,6 +173,19 @@ class NpuNeeds(Strict):
     cpu_operators: tuple[str, ...] = Field(description="kernels that the firmware must have: what the CPU computes")
 
 
+class LanguageFacts(Strict):
+    """A language model with a cache: it takes tokens and the place of the first one, and keeps what it made of them.
+
+    Calls begin at place 0. The golden samples are the first calls of a text, each with one token.
+    """
+
+    context_length: Count = Field(description="places that the cache has")
+    most_tokens: Count = Field(description="tokens of one call, at most; a longer text takes several calls")
+    vocabulary: Count = Field(description="tokens that the logits tell apart")
+    bos_id: Count | None = Field(description="the token that a text begins with; null: none")
+    eos_ids: tuple[Count, ...] = Field(description="the tokens that end a text")
+
+
 class FileEntry(Strict):
     """A file of the bundle. The manifest itself and the reports are not listed."""
 
@@ -398,6 +411,9 @@ class Manifest(Strict):
     )
     npu: NpuNeeds | None = Field(
         default=None, exclude_if=lambda npu: npu is None, description="absent for other backends than Ethos-U"
+    )
+    language: LanguageFacts | None = Field(
+        default=None, exclude_if=lambda language: language is None, description="absent for other models"
     )
     verified_on: str = Field(description="what ran the artifact, by architecture, or none")
     provenance: Provenance

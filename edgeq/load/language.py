@@ -98,6 +98,11 @@ def language_inputs(language: LanguageModel) -> tuple[str, ...]:
     return tokens, "input_pos=int64:1:0..0"
 
 
+def is_text(origin: str) -> bool:
+    """Whether the name of data is that of a text."""
+    return origin.endswith(".txt")
+
+
 def open_text(
     path: Path, language: LanguageModel, specs: Sequence[TensorSpec], *, limit: int | None, seed: int
 ) -> Dataset:
@@ -139,11 +144,16 @@ def _tokenizer(path: Path, language: LanguageModel) -> Callable[[str], Sequence[
     if language.tokenizer is None:
         what = f"{path} is a text, but the model's folder has no tokenizer ({' or '.join(_TOKENIZERS)})"
         raise UsageError(what, "save the tokenizer into the folder too, or give tokens in an .npz file")
-    import transformers
-
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(language.tokenizer.parent, local_files_only=True)
-    except Exception as err:  # transformers raises many types
-        what = f"transformers cannot load the tokenizer of {language.tokenizer.parent}: {first_line(err)}"
+        if language.tokenizer.suffix == ".json":  # as ExecuTorch's runner reads it
+            import tokenizers
+
+            tokenizer = tokenizers.Tokenizer.from_file(str(language.tokenizer))
+            return lambda text: tokenizer.encode(text, add_special_tokens=False).ids
+        import transformers
+
+        plain = transformers.AutoTokenizer.from_pretrained(language.tokenizer.parent, local_files_only=True)
+    except Exception as err:  # both libraries raise many types
+        what = f"{language.tokenizer} cannot be loaded: {first_line(err)}"
         raise UsageError(what, "give the folder that tokenizer.save_pretrained() wrote too") from err
-    return lambda text: tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return lambda text: plain(text, add_special_tokens=False, verbose=False)["input_ids"]

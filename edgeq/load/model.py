@@ -319,7 +319,6 @@ def _hugging_face(folder: Path, *, trusted: bool, context_length: int | None) ->
         UnsupportedError: transformers has no cache of fixed size for it.
     """
     import torch
-
     import transformers
 
     options = {"local_files_only": True, "trust_remote_code": trusted}

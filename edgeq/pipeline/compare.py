@@ -209,7 +209,7 @@ def _notes(left: Manifest, right: Manifest, *, is_evaluation: bool) -> tuple[str
 
 def _inputs(bundle: Bundle, data: DataConfig, samples: int, progress: Progress) -> Evaluation:
     if data.evaluation is not None:
-        return open_evaluation(bundle.manifest, data, progress, limit=samples)
+        return open_evaluation(bundle, data, progress, limit=samples)
 
     preprocess = next((one.preprocessing for one in bundle.manifest.inputs if one.preprocessing), None)
     value_range = preprocess.value_range if preprocess else None

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 
 from edgeq.bundle.golden import model_inputs
 from edgeq.core.config import DataConfig, Progress
 from edgeq.core.errors import UsageError
 from edgeq.core.manifest import Bundle, Manifest
 from edgeq.core.marks import is_built_in_metric
-from edgeq.core.results.model import TensorSpec
+from edgeq.core.results.model import LanguageModel, TensorSpec
 from edgeq.core.results.report import GoldenSet
 from edgeq.core.samples import Batch, Dataset, Outputs, Sample, batches, run_in_order, state_specs, unrolled
 from edgeq.load.images import check_classes, few
+from edgeq.load.language import is_text, open_text
 from edgeq.load.live import open_dataset
 from edgeq.load.selection import sample_digest
 from edgeq.load.user_code import OfSet, load_metric
@@ -42,13 +44,20 @@ def input_specs(manifest: Manifest) -> tuple[TensorSpec, ...]:
     )
 
 
-def open_evaluation(
-    manifest: Manifest, data: DataConfig, progress: Progress, *, limit: int | None = None
-) -> Evaluation:
+def language_of(bundle: Bundle) -> LanguageModel | None:
+    """Return what a bundle's language model is, with the tokenizer in the bundle; None for other models."""
+    facts, files = bundle.manifest.language, {entry.role: entry.path for entry in bundle.manifest.files}
+    if facts is None:
+        return None
+    tokenizer = bundle.folder / files["tokenizer"] if "tokenizer" in files else None
+    return LanguageModel(**facts.model_dump(), tokenizer=tokenizer)
+
+
+def open_evaluation(bundle: Bundle, data: DataConfig, progress: Progress, *, limit: int | None = None) -> Evaluation:
     """Open evaluation data for a bundle, preprocessed as its manifest says.
 
     Args:
-        manifest: the bundle's.
+        bundle: whose artifact is scored.
         data: what was given.
         progress: where progress is reported.
         limit: the most samples, evenly from all classes; None for all.
@@ -56,16 +65,21 @@ def open_evaluation(
     Raises:
         UsageError: no such data or metric, samples that do not fit, or class folders of other outputs.
     """
+    manifest, language, origin = bundle.manifest, language_of(bundle), data.evaluation or ""
+    specs, seed = input_specs(manifest), manifest.provenance.seed
     with progress.task("read the data"):
-        samples, _ = open_dataset(
-            data.evaluation or "",
-            role="evaluation",
-            specs=input_specs(manifest),
-            preprocess=next((one.preprocessing for one in manifest.inputs if one.preprocessing), None),
-            options=data,
-            limit=limit,
-            seed=manifest.provenance.seed,
-        )
+        if language is not None and is_text(origin):
+            samples = open_text(Path(origin), language, specs, limit=limit, seed=seed)
+        else:
+            samples, _ = open_dataset(
+                origin,
+                role="evaluation",
+                specs=specs,
+                preprocess=next((one.preprocessing for one in manifest.inputs if one.preprocessing), None),
+                options=data,
+                limit=limit,
+                seed=seed,
+            )
         if state_specs(input_specs(manifest)):
             samples = unrolled(samples, input_specs(manifest), None)
         # refuse class folders that stand for other outputs than the bundle's labels do
@@ -88,7 +102,7 @@ def _metric(manifest: Manifest, asked: str | None, samples: Dataset) -> tuple[Me
     recorded = (manifest.accuracy.metric if manifest.accuracy is not None else None) or ""
     name, mark, _ = recorded.partition("@")
     if asked is None:
-        asked = recorded if name == "accuracy" else None
+        asked = {"accuracy": recorded, "1/perplexity": "perplexity"}.get(name)
     elif asked == name and mark:
         asked = recorded
     if asked is None:

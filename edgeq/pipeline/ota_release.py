@@ -389,7 +389,7 @@ def churn(new: Bundle, old: Bundle, data: DataConfig, runtime: HostRuntime, prog
         VerificationError: an artifact does not run.
         UnsupportedError: the runtime lacks what an artifact needs.
     """
-    samples = open_evaluation(new.manifest, data, progress).samples
+    samples = open_evaluation(new, data, progress).samples
     before, repeats = _predictions(old, samples, runtime, progress, "shipped model")
     after, _ = _predictions(new, samples, runtime, progress, "new model")
     keys = repeats.keys()

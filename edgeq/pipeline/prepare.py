@@ -33,7 +33,7 @@ from edgeq.core.sources import DIGITS
 from edgeq.load.dataset import Role, makes_data
 from edgeq.load.images import check_classes, few, read_labels, repeated_names
 from edgeq.load.inputs import random_inputs, random_sequences, takes_pixels, with_states
-from edgeq.load.language import open_text
+from edgeq.load.language import is_text, open_text
 from edgeq.load.lint import LintSpec, lint
 from edgeq.load.live import open_dataset
 from edgeq.load.model import estimate_batch_norm, load_model
@@ -547,7 +547,7 @@ def _opened_one(
 ) -> tuple[Dataset, tuple[str, ...]]:
     """Return one of the sets, whose first sample fits the model, and the names of images that were skipped as bad."""
     role, origin, limit = wanted
-    if model.language is not None and Path(origin).suffix == ".txt":
+    if model.language is not None and is_text(origin):
         return open_text(Path(origin), model.language, model.inputs, limit=limit, seed=job.seed), ()
     data, skipped = open_dataset(
         origin, role=role, specs=model.inputs, preprocess=preprocess, options=job.data, limit=limit, seed=job.seed

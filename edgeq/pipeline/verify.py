@@ -33,7 +33,7 @@ from edgeq.core.targets import why_not_run
 from edgeq.load.selection import dataset_sha256
 from edgeq.pipeline import devices
 from edgeq.pipeline.devices import DeviceSetting, device_setting, on_device
-from edgeq.pipeline.evaluation import Evaluation, golden_dataset, input_specs, open_evaluation, run_golden
+from edgeq.pipeline.evaluation import Evaluation, golden_dataset, input_specs, language_of, open_evaluation, run_golden
 from edgeq.pipeline.measurement import JudgedMeasurement, judge, read_verdict
 from edgeq.pipeline.profile import with_bundle_cost
 from edgeq.verify.golden import compare_golden, golden_set
@@ -110,7 +110,7 @@ def _observations(
     """Run the artifact, on the device's kernels too where that was asked for."""
     # the runtime's imports take seconds, in which the data is opened here
     with device_setting(bundle.manifest, device, progress) as setting, HostRuntime(trusted=trusted) as runtime:
-        evaluation = open_evaluation(bundle.manifest, data, progress) if data.evaluation is not None else None
+        evaluation = open_evaluation(bundle, data, progress) if data.evaluation is not None else None
         serving_s = device.timeout_s if device.on == devices.ON else None
         return run_bundle(bundle, golden, evaluation, runtime, setting, progress, serving_s=serving_s)
 
@@ -288,6 +288,7 @@ def _spec(bundle: Bundle, samples: Dataset, progress: Progress, what: str) -> Ve
         threads=manifest.threads,
         progress=progress,
         label=f"{manifest.target.name}, {what}",
+        language=language_of(bundle),
     )
 
 

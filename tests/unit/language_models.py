@@ -20,8 +20,8 @@ SIZES = {
     "eos_token_id": 1,
 }
 KINDS = {
-    "Llama": {"tie_word_embeddings": True},
-    "Qwen3": {"head_dim": 16},
+    "Llama": {},
+    "Qwen3": {"head_dim": 16, "tie_word_embeddings": True},
     "Gemma2": {"head_dim": 16, "sliding_window": 16, "query_pre_attn_scalar": 16},
 }
 TEXT = "The quick brown fox jumps over the lazy dog, and the dog looks on. " * 40
@@ -29,14 +29,15 @@ TEXT = "The quick brown fox jumps over the lazy dog, and the dog looks on. " * 4
 
 @functools.cache
 def folder(kind: str) -> Path:
-    """Return a folder with config.json, weights and tokenizer.json; a tokenizer of bytes, each of which is a token."""
+    """Return a folder with config.json, weights and tokenizer.json: each letter of a text is a token."""
     import transformers
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    place = Path(tempfile.mkdtemp(prefix="edgeq-test-language-")) / kind.lower()
+    place = Path(tempfile.mkdtemp(prefix="language-models-")) / kind.lower()
     module(kind).save_pretrained(place)
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = {word: index for index, word in enumerate(("<s>", "</s>", *letters))}
+    letters = [*map(chr, range(ord("!"), ord("~") + 1)), "Ġ"]  # the last is a space
+    pairs = [left + right for left in letters[32:58] for right in letters[32:58]]
+    words = {word: index for index, word in enumerate(("<s>", "</s>", *letters, *pairs)[: SIZES["vocab_size"]])}
     tokenizer = Tokenizer(models.BPE(words, []))
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     plain = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")  # noqa: S106
@@ -53,5 +54,5 @@ def module(kind: str):
     made = getattr(transformers, f"{kind}ForCausalLM")(getattr(transformers, f"{kind}Config")(**SIZES, **KINDS[kind]))
     for parameter in made.parameters():
         if parameter.dim() == 2:
-            parameter.data.mul_(6)
+            parameter.data.mul_(8)
     return made.eval()

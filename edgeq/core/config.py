@@ -471,7 +471,6 @@ class RunConfig:
         int | None,
         Ge(2),
         Flag("--context-length", "N"),
-        InProvenance(),
         MORE_MODEL,
         Doc(
             "Tokens that a language model's key-value cache keeps (hf:FOLDER, ExecuTorch with XNNPACK). Its forward "

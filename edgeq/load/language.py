@@ -29,7 +29,7 @@ def language_facts(module: Any, folder: Path, context_length: int) -> LanguageMo
         context_length: how many tokens its buffers keep.
 
     Raises:
-        UsageError: the model was not made for so many tokens.
+        UsageError: it is beyond the model's positions.
     """
     config = module.config.get_text_config()
     most = getattr(config, "max_position_embeddings", None)

@@ -848,7 +848,7 @@ def state(row: PackageResult) -> str:
 
 
 def continuation(row: PackageResult) -> str:
-    """Return how a language model goes on with a prompt, and how fast; "" for other models."""
+    """Return how a language model continues a prompt, and how fast; "" for other models."""
     report = row.verified.continuation
     if report is None:
         return ""

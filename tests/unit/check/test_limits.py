@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from edgeq.check.limits import Measured, limit_gate
 from edgeq.core.errors import ExitCode
-from edgeq.core.results.measured import DeviceMeasures, DriftReport, OutputDrift
+from edgeq.core.results.measured import DeviceMeasures, DriftReport, OutputDrift, Perplexity
 from edgeq.core.schemes import LIMITS, parse_limit
 
 from .gate_builders import fidelity, interval, timing, verified
@@ -135,6 +135,7 @@ UNITS = {
     "bytes": ("B", "kB", "MB", "MiB", "GB"),
     "ms": ("us", "ms", "s"),
     "pp": ("pp", "%"),
+    "%": ("%",),
     "dB": ("dB",),
     "cycles": ("cycles", "kcycles", "Mcycles"),
 }
@@ -158,8 +159,10 @@ def grown(growth_db):
 
 def valued(name, value):
     """What is held to the limits where the value of one of them is `value`, and all others are 0."""
+    rise = Perplexity(fp32=9.0, artifact=9.0, rise_pct=interval(0.0, 0.0, value if name == "perplexity" else 0.0))
+    drop = fidelity(drop=interval(0.0, 0.0, value if name == "accuracy_drop" else 0.0))
     report = verified(
-        fidelity=fidelity(drop=interval(0.0, 0.0, value if name == "accuracy_drop" else 0.0)),
+        fidelity=dataclasses.replace(drop, perplexity=rise),
         timing=timing(p90_ms=value if name == "latency" else 0.0),
         peak_memory_bytes=value if name == "peak_memory" else 0,
         load_ms=value if name == "load" else 0.0,
@@ -173,7 +176,7 @@ def valued(name, value):
 @given(data=st.data(), name=st.sampled_from(OF_PACKAGE), number=st.integers(1, 10**6), part=st.integers(0, 999))
 def test_one_less_exact_and_one_more_of_any_limit_that_people_write(data, name, number, part):
     dimension = LIMITS[name].dimension
-    number %= 100 if dimension == "pp" else 10**7  # of more points there are none
+    number %= 100 if dimension in ("pp", "%") else 10**7  # of more points there are none
     text = f"{name}={number}.{part:03d}{data.draw(st.sampled_from(UNITS[dimension]))}"
     _, limit = parse_limit(text)
     whole = math.floor(limit)

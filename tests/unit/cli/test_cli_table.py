@@ -166,7 +166,7 @@ def test_json_is_strict_and_its_keys_are_stable(mixed):
     assert set(first["verified"]["fidelity"]) == {
         "samples", "inputs", "sqnr_db", "cosine", "max_abs", "top1_agreement", "metric", "fp32_score", "score",
         "drop_pp", "chance_score", "mismatch_drop_pp", "agreements", "by_labels", "classes", "distinct", "worst_output",
-        "groups", "indices", "lost", "tied", "won",
+        "groups", "indices", "lost", "perplexity", "tied", "won",
     }  # fmt: skip
     timing = {"p50_ms", "p90_ms", "runs", "warmup", "threads", "arch", "gpu", "cpu", "latencies_ms", "tries", "load"}
     assert set(first["verified"]["timing"]) == timing

@@ -51,6 +51,7 @@ def spec(executorch, digits, known):
         timeout_s=120,
         progress=Quiet(),
         label="digits",
+        scheme="static-int8",
     )
 
 

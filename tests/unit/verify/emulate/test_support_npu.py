@@ -91,6 +91,7 @@ def spec_of(path):
         timeout_s=120,
         progress=Quiet(),
         label="small",
+        scheme="static-a16w8",
     )
 
 

@@ -84,7 +84,9 @@ def with_cache(module: Any, context_length: int) -> Any:
     module.config.get_text_config().use_cache = True
     try:
         made = WithCache(module, batch_size=1, max_cache_len=context_length, device=torch.device("cpu"))
-    except Exception as err:  # transformers raises many types for architectures without such a cache
+        with torch.no_grad():
+            made(torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
+    except Exception as err:  # transformers raises many types for architectures that such a cache does not fit
         what = f"transformers makes no key-value cache of fixed size for {type(module).__name__}: {first_line(err)}"
         raise UnsupportedError(what, "omit --context-length: forward then takes all tokens of a text at once") from err
     for index in range(len(made.static_cache.layers)):  # `input_pos` says it

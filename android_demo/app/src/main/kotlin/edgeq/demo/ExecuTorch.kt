@@ -6,6 +6,7 @@ import edgeq.store.Manifest
 import edgeq.store.NativeRuntime
 import edgeq.store.RuntimeSupport
 import edgeq.store.Tensor
+import edgeq.store.Writer
 import edgeq.store.native
 import edgeq.store.primitives
 import edgeq.store.sides
@@ -13,6 +14,8 @@ import edgeq.store.tensorOf
 import org.pytorch.executorch.DType
 import org.pytorch.executorch.EValue
 import org.pytorch.executorch.Module
+import org.pytorch.executorch.extension.llm.LlmCallback
+import org.pytorch.executorch.extension.llm.LlmModule
 import org.pytorch.executorch.Tensor as NativeTensor
 
 // the version in gradle/libs.versions.toml; a test holds them together
@@ -23,6 +26,35 @@ object ExecuTorch : NativeRuntime {
     override val support = RuntimeSupport("executorch", EXECUTORCH_VERSION, setOf("xnnpack"))
 
     override fun load(manifest: Manifest, location: String): LoadedModel = ExecuTorchModel(location, manifest.threads)
+
+    override fun writer(manifest: Manifest, location: String, tokenizer: String): Writer =
+        ExecuTorchWriter(native { LlmModule(location, tokenizer, GREEDY) })
+}
+
+private const val GREEDY = 0f // the temperature: always the likeliest token
+
+/** A `.pte` with its tokenizer in ExecuTorch's own runner of language models. */
+internal class ExecuTorchWriter(private val module: LlmModule) : Writer {
+    override fun write(prompt: String, contextLength: Int, each: (String) -> Unit) {
+        var problem: String? = null
+        module.generate(
+            prompt,
+            contextLength,
+            object : LlmCallback {
+                override fun onResult(result: String) = each(result)
+
+                override fun onError(errorCode: Int, message: String) {
+                    problem = "$message (code $errorCode)"
+                }
+            },
+            false, // without the prompt
+        )
+        problem?.let { throw IllegalStateException(it) }
+    }
+
+    override fun stop() = module.stop()
+
+    override fun close() = module.close()
 }
 
 /** A `.pte` in ExecuTorch. */

@@ -8,6 +8,7 @@ import android.view.View
 import android.widget.AdapterView
 import android.widget.ArrayAdapter
 import android.widget.Button
+import android.widget.EditText
 import android.widget.LinearLayout
 import android.widget.ProgressBar
 import android.widget.Spinner
@@ -38,6 +39,10 @@ class MainActivity : Activity() {
         findViewById<Button>(R.id.clear).setOnClickListener {
             sketch.sketch = Sketch()
             session.recognise(sketch.sketch)
+        }
+        findViewById<Button>(R.id.write).setOnClickListener {
+            val isWriting = session.screen.written?.isDone == false
+            if (isWriting) session.stopWriting() else session.write(findViewById<EditText>(R.id.text).text.toString())
         }
         findViewById<Button>(R.id.self_test).setOnClickListener { session.selfTest() }
         findViewById<Button>(R.id.import_bundle).setOnClickListener { pick() }
@@ -102,12 +107,28 @@ class MainActivity : Activity() {
     private fun show(screen: Screen) {
         showModels(screen)
         showPrediction(screen.prediction)
-        text(R.id.latency, words.latency(screen.timing))
+        val isLanguage = screen.manifest?.language != null
+        text(R.id.latency, if (isLanguage) words.speed(screen.written) else words.latency(screen.timing))
+        showWritten(screen, isLanguage)
         text(R.id.facts, screen.manifest?.let(words::facts).orEmpty())
         text(R.id.verdict, words.verdict(screen))
         findViewById<View>(R.id.self_test).isEnabled = screen.manifest != null && !screen.busy
         findViewById<View>(R.id.import_bundle).isEnabled = !screen.busy
         findViewById<View>(R.id.update).isEnabled = screen.selected != null && !screen.busy && !screen.updating
+    }
+
+    /** A language model gets a text in place of the sheet to draw on. */
+    private fun showWritten(screen: Screen, isLanguage: Boolean) {
+        for (id in listOf(R.id.text, R.id.write, R.id.written)) {
+            findViewById<View>(id).visibility = if (isLanguage) View.VISIBLE else View.GONE
+        }
+        for (id in listOf(R.id.sketch, R.id.clear, R.id.prediction, R.id.bars)) {
+            findViewById<View>(id).visibility = if (isLanguage) View.GONE else View.VISIBLE
+        }
+        val isWriting = screen.written?.isDone == false
+        text(R.id.write, getString(if (isWriting) R.string.stop else R.string.write))
+        findViewById<View>(R.id.write).isEnabled = isWriting || !screen.busy
+        text(R.id.written, screen.written?.let { it.prompt + it.text }.orEmpty())
     }
 
     private fun showModels(screen: Screen) {

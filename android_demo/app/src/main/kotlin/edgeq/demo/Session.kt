@@ -11,6 +11,7 @@ import edgeq.store.Reason
 import edgeq.store.Refusal
 import edgeq.store.Rejected
 import edgeq.store.SelfTestReport
+import edgeq.store.Writer
 import edgeq.store.ota.Update
 import edgeq.store.ota.Updater
 import edgeq.store.ota.Via
@@ -34,6 +35,14 @@ sealed interface Event {
 /** Times as the screen shows them. */
 data class Timing(val lastMs: Double, val medianMs: Double, val count: Int)
 
+/**
+ * What a language model wrote.
+ *
+ * @property pieces how many pieces of text came, most of them a token each.
+ * @property perSecond of these, from the first one on; null before the second.
+ */
+data class Written(val prompt: String, val text: String = "", val pieces: Int = 0, val perSecond: Double? = null, val isDone: Boolean = false)
+
 /** All that the screen shows; replaced whole. */
 data class Screen(
     val models: List<ModelKey> = emptyList(),
@@ -42,6 +51,7 @@ data class Screen(
     val event: Event? = null,
     val prediction: Prediction? = null,
     val timing: Timing? = null,
+    val written: Written? = null,
     val busy: Boolean = false,
     val updating: Boolean = false,
 )
@@ -81,6 +91,10 @@ class Session(
     private var opened: ModelKey? = null
     private var latencies = Latencies()
 
+    /** What writes at the moment. */
+    @Volatile
+    private var writing: Writer? = null
+
     /** The newest sketch that waits for an inference; older ones are dropped. */
     @Volatile
     private var waiting: Sketch? = null
@@ -107,6 +121,34 @@ class Session(
             waiting = null
             guarded { infer(newest) }
         }
+    }
+
+    /** Continues a text with a language model; what comes is shown piece by piece. */
+    fun write(prompt: String) = task {
+        val open = model ?: return@task
+        val language = open.manifest.language ?: return@task
+        var written = Written(prompt)
+        show { it.copy(written = written) }
+        val writer = open.writer().also { writing = it }
+        var first = 0L
+        try {
+            writer.write(prompt, language.contextLength) { piece ->
+                val now = System.nanoTime()
+                if (written.pieces == 0) first = now
+                val speed = if (written.pieces > 0) written.pieces / ((now - first) / 1e9) else null
+                written = written.copy(text = written.text + piece, pieces = written.pieces + 1, perSecond = speed)
+                val shown = written
+                show { it.copy(written = shown) }
+            }
+        } finally {
+            writing = null
+            show { it.copy(written = written.copy(isDone = true)) }
+        }
+    }
+
+    /** Ends what [write] does, after the next piece. */
+    fun stopWriting() {
+        writing?.stop()
     }
 
     fun selfTest() = task {
@@ -150,7 +192,7 @@ class Session(
     }
 
     private fun infer(sketch: Sketch) {
-        val open = model ?: return
+        val open = model?.takeIf { it.manifest.language == null } ?: return
         if (sketch.isEmpty) return show { it.copy(prediction = null) }
         val size = open.imageSize
         require(size.size == 2) { "${open.manifest.modelName} takes no image" }
@@ -169,7 +211,7 @@ class Session(
         model = null
         opened = key
         latencies = Latencies()
-        show { it.copy(selected = key, manifest = null, prediction = null, timing = null, event = null) }
+        show { it.copy(selected = key, manifest = null, prediction = null, timing = null, written = null, event = null) }
         val store = library.store(key ?: return false)
         val open = store.open(loader)
         model = open

@@ -15,6 +15,11 @@ internal class Words(private val resources: Resources) {
         return resources.getString(R.string.latency, timing.lastMs, timing.count, timing.medianMs)
     }
 
+    fun speed(written: Written?): String {
+        val speed = written?.perSecond ?: return resources.getString(R.string.no_latency)
+        return resources.getString(R.string.speed, written.pieces, speed)
+    }
+
     fun facts(manifest: Manifest): String = resources.getString(
         R.string.facts,
         manifest.modelName,

@@ -9,12 +9,15 @@ import android.os.SystemClock
 import android.view.MotionEvent
 import android.view.View
 import android.widget.Button
+import android.widget.EditText
 import android.widget.LinearLayout
 import android.widget.Spinner
 import android.widget.TextView
 import edgeq.store.Device
+import edgeq.store.FolderSource
 import edgeq.store.HostModel
 import edgeq.store.Loader
+import edgeq.store.Manifest
 import edgeq.store.PHONE
 import edgeq.store.XNNPACK
 import edgeq.store.ota.Channel
@@ -60,6 +63,20 @@ class FollowingApplication : TestApplication() {
 class HostApplication : TestApplication() {
     override val loader = Loader { manifest, location ->
         HostModel(File(cacheDir, "run"), File(location), manifest, DRAWN.values.map { it.image(8, 8) })
+    }
+}
+
+/** The same with a runner of language models. */
+class LanguageApplication : TestApplication() {
+    private val digits = Sevens()
+    private val language = HostLanguage()
+
+    override val loader = object : Loader {
+        override fun load(manifest: Manifest, location: String) =
+            (if (manifest.language == null) digits else language).load(manifest, location)
+
+        override fun writer(manifest: Manifest, location: String, tokenizer: String) =
+            language.writer(manifest, location, tokenizer)
     }
 }
 
@@ -252,6 +269,27 @@ class MainActivityTest {
         assertTrue(dark.getPixel(10, dark.height - 10) and 0xff < 0x80)
     }
 
+    @Test
+    @Config(application = LanguageApplication::class)
+    fun `a language model gets a text in place of a drawing`() {
+        val activity = started().get()
+        val session = (activity.application as DemoApplication).session
+        fun shown(id: Int) = activity.findViewById<View>(id).visibility == View.VISIBLE
+        assertTrue(shown(R.id.sketch) && !shown(R.id.text) && !shown(R.id.write))
+        session.import { FolderSource(LLAMA) }
+        idle()
+        assertTrue(shown(R.id.text) && shown(R.id.write) && !shown(R.id.sketch) && !shown(R.id.bars))
+        activity.findViewById<EditText>(R.id.text).setText("The quick brown fox")
+        activity.press(R.id.write)
+        assertEquals("The quick brown fox#JEErEMi8FX@CMGOEMGHCMGH8DAJGHCMEFDDksHEGJkk3", activity.text(R.id.written))
+        assertTrue(activity.text(R.id.latency), "29 tokens, " in activity.text(R.id.latency))
+        assertEquals("Continue", activity.text(R.id.write))
+        drawn(activity, "screen_language.png")
+        session.select(session.screen.models.first { it.model == "digits" })
+        idle()
+        assertTrue(shown(R.id.sketch) && !shown(R.id.text))
+    }
+
     private fun picture(name: String): Bitmap {
         val activity = started().get()
         val view = activity.findViewById<SketchView>(R.id.sketch)
@@ -259,6 +297,10 @@ class MainActivityTest {
         view.performClick()
         idle()
         assertEquals("4", activity.text(R.id.prediction))
+        return drawn(activity, name)
+    }
+
+    private fun drawn(activity: Activity, name: String): Bitmap {
         val root = activity.window.decorView
         assertNotEquals(0, root.width)
         val bitmap = Bitmap.createBitmap(root.width, root.height, Bitmap.Config.ARGB_8888)

@@ -13,6 +13,7 @@ internal val SHA256 = Regex("[0-9a-f]{64}")
 private val BESIDE = setOf(MANIFEST_NAME, "report.json", "report.html")
 private const val MAX_RANK = 16
 private const val MAX_OUTPUTS = 10_000L
+private const val MAX_TOKENS = 100_000_000L
 
 /** A file that the manifest lists, as it must be. */
 data class FileEntry(val path: String, val sha256: String, val sizeBytes: Long, val role: String)
@@ -53,6 +54,9 @@ data class TargetFacts(
 /** What wrote the artifact; [bytecodeVersion] is of a TorchScript archive, else null. */
 data class RuntimeFacts(val name: String, val exportedWith: String, val bytecodeVersion: Long?)
 
+/** A language model: how many tokens its cache keeps, and those that end a text. */
+data class LanguageFacts(val contextLength: Int, val vocabulary: Int, val eosIds: List<Long>)
+
 /** How the device tests itself; inputs are raw unless [preprocessed]. */
 data class GoldenFacts(val samples: Int, val preprocessed: Boolean, val sqnrFloorDb: Double)
 
@@ -80,9 +84,12 @@ class Manifest internal constructor(
     val files: List<FileEntry>,
     val accepted: Boolean,
     val golden: GoldenFacts,
+    val language: LanguageFacts? = null,
 ) {
     val artifact: FileEntry = files.single { it.role == "artifact" }
     val goldenFile: FileEntry = files.single { it.role == "golden" }
+    /** Of a language model, the file that makes tokens of a text; null for others. */
+    val tokenizer: FileEntry? = files.find { it.role == "tokenizer" }
     val sizeBytes: Long get() = files.sumOf { it.sizeBytes }
 }
 
@@ -131,6 +138,16 @@ private fun manifest(root: JsonObject, bytes: ByteArray): Manifest {
         files = files,
         accepted = root.flag("accepted"),
         golden = golden(root.child("golden")),
+        language = root.childOrNull("language")?.let(::language),
+    )
+}
+
+private fun language(node: JsonObject): LanguageFacts {
+    node.only("context_length", "most_tokens", "vocabulary", "bos_id", "eos_ids")
+    return LanguageFacts(
+        contextLength = node.count("context_length", least = 1, most = MAX_TOKENS).toInt(),
+        vocabulary = node.count("vocabulary", least = 1, most = MAX_TOKENS).toInt(),
+        eosIds = node.counts("eos_ids"),
     )
 }
 
@@ -221,7 +238,7 @@ private fun files(root: JsonObject): List<FileEntry> {
         node.only("path", "sha256", "size_bytes", "role")
         FileEntry(node.text("path", SLUG), node.text("sha256", SHA256), node.count("size_bytes"), node.text("role"))
     }
-    if (files.map { it.role }.sorted() != listOf("artifact", "golden")) {
+    if (files.map { it.role }.sorted() - "tokenizer" != listOf("artifact", "golden") || files.size > 3) {
         throw JsonProblem("files must list one artifact and one golden file")
     }
     // disks may take two spellings for one name

@@ -19,7 +19,10 @@ class OpenModel internal constructor(
     val rolledBack: List<Rejected>,
     private val model: LoadedModel,
     private val golden: () -> Golden,
+    private val writing: () -> Writer,
 ) : AutoCloseable {
+    private var writer: Writer? = null
+
     /** Runs it on inputs as the manifest describes them. */
     fun run(inputs: List<Tensor>): List<Tensor> = model.run(inputs)
 
@@ -39,7 +42,17 @@ class OpenModel internal constructor(
     /** Runs the bundle's golden samples. */
     fun selfTest(): SelfTestReport = golden().test(model, manifest.golden.sqnrFloorDb)
 
-    override fun close() = model.close()
+    /**
+     * What continues texts, loaded at the first call; for models whose manifest has a language.
+     *
+     * @throws Refusal as [ModelStore.open].
+     */
+    fun writer(): Writer = writer ?: writing().also { writer = it }
+
+    override fun close() {
+        writer?.close()
+        model.close()
+    }
 }
 
 /**
@@ -178,7 +191,7 @@ class ModelStore internal constructor(
             rolledBack += rollBack(state, err)
             return null
         }
-        if (!trial) return OpenModel(manifest, null, rolledBack, load(loader, manifest), golden(manifest))
+        if (!trial) return opened(loader, manifest, null, rolledBack, load(loader, manifest))
         val trying = writeState(state.copy(health = Health.TRYING, starts = state.starts + 1))
         return try {
             firstStart(loader, manifest, rolledBack).also { writeState(trying.copy(health = Health.HEALTHY, starts = 0)) }
@@ -197,12 +210,26 @@ class ModelStore internal constructor(
             val report = runTest(manifest, model)
             if (!report.finite) throw Refusal(Reason.NOT_FINITE, "its self-test failed: ${report.failure}")
             if (!report.passed) throw Refusal(Reason.BELOW_FLOOR, "its self-test failed: ${report.failure}")
-            return OpenModel(manifest, report, rolledBack, model, golden(manifest))
+            return opened(loader, manifest, report, rolledBack, model)
         } catch (err: Refusal) {
             model.close()
             throw err
         }
     }
+
+    private fun opened(
+        loader: Loader,
+        manifest: Manifest,
+        report: SelfTestReport?,
+        rolledBack: List<Rejected>,
+        model: LoadedModel,
+    ) = OpenModel(manifest, report, rolledBack, model, golden(manifest)) {
+        val tokenizer = manifest.tokenizer
+            ?: throw Refusal(Reason.LOAD_FAILED, "${manifest.modelName} has no tokenizer: package it from a folder that has one")
+        loaded(manifest) { loader.writer(manifest, path(manifest, manifest.artifact), path(manifest, tokenizer)) }
+    }
+
+    private fun path(manifest: Manifest, file: FileEntry) = files.location(slots.path(manifest.digest, file.path))
 
     private fun runTest(manifest: Manifest, model: LoadedModel): SelfTestReport = try {
         golden(manifest)().test(model, manifest.golden.sqnrFloorDb)
@@ -214,8 +241,13 @@ class ModelStore internal constructor(
         throw Refusal(Reason.RUN_FAILED, "the runtime failed while running it: ${err.message?.take(300)}", err)
     }
 
-    private fun load(loader: Loader, manifest: Manifest): LoadedModel = try {
-        loader.load(manifest, files.location(slots.path(manifest.digest, manifest.artifact.path)))
+    private fun load(loader: Loader, manifest: Manifest): LoadedModel =
+        loaded(manifest) { loader.load(manifest, path(manifest, manifest.artifact)) }
+
+    private fun <T> loaded(manifest: Manifest, load: () -> T): T = try {
+        load()
+    } catch (err: Refusal) {
+        throw err
     } catch (err: LinkageError) {
         val what = "this app lacks the library of ${manifest.runtime.name}: ${err.message?.take(300)}"
         throw Refusal(Reason.RUNTIME_MISSING, what, err)

@@ -6,6 +6,19 @@ interface LoadedModel : AutoCloseable {
     fun run(inputs: List<Tensor>): List<Tensor>
 }
 
+/** A language model with its tokenizer, which continues texts. One text at a time. */
+interface Writer : AutoCloseable {
+    /**
+     * Continues [prompt] until the model ends the text or its context of [contextLength] tokens is full.
+     *
+     * @param each gets each piece of the text as it comes, in the thread of the call.
+     */
+    fun write(prompt: String, contextLength: Int, each: (String) -> Unit)
+
+    /** Ends [write] after the next piece; from any thread. */
+    fun stop()
+}
+
 /** Loads artifacts into the runtime that their manifest names. */
 fun interface Loader {
     /**
@@ -14,6 +27,15 @@ fun interface Loader {
      * @throws OutOfMemoryError there is not enough memory, natively or in Java; nor is that.
      */
     fun load(manifest: Manifest, location: String): LoadedModel
+
+    /**
+     * Loads a language model to write with; throws what [load] does.
+     *
+     * @param location the artifact's path on this device.
+     * @param tokenizer the path of its tokenizer.
+     */
+    fun writer(manifest: Manifest, location: String, tokenizer: String): Writer =
+        throw Refusal(Reason.RUNTIME_MISSING, "this app has no runner of language models for ${manifest.runtime.name}")
 }
 
 /** A runtime that the app carries, and how a model is loaded into it. */

@@ -1,6 +1,7 @@
 package edgeq.store
 
 import org.junit.jupiter.api.Assertions.assertEquals
+import org.junit.jupiter.api.Assertions.assertNull
 import org.junit.jupiter.api.Assertions.assertThrows
 import org.junit.jupiter.api.Assertions.assertTrue
 import org.junit.jupiter.api.Test
@@ -136,6 +137,29 @@ class ManifestTest {
             }
         }
         assertTrue(refused > 1000) { "$refused" }
+    }
+
+    @Test
+    fun `a language model has a context and a tokenizer`() {
+        val folder = File(REPOSITORY, "android_demo/app/src/test/resources/bundles/llama/android-arm64-xnnpack")
+        val text = File(folder, MANIFEST_NAME).readText()
+        val manifest = parseManifest(text.toByteArray())
+        assertEquals(LanguageFacts(contextLength = 48, vocabulary = 300, eosIds = listOf(1)), manifest.language)
+        assertEquals("tokenizer.json", manifest.tokenizer?.path)
+        assertNull(XNNPACK.manifest.language)
+        assertNull(XNNPACK.manifest.tokenizer)
+        val wrong = listOf(
+            "\"context_length\": 48" to "\"context_length\": 0",
+            "\"vocabulary\": 300" to "\"vocabulary\": -1",
+            "\"role\": \"tokenizer\"" to "\"role\": \"artifact\"",
+            "\"role\": \"golden\"" to "\"role\": \"tokenizer\"",
+            "\"bos_id\": 0" to "\"begin\": 0",
+        )
+        for ((old, new) in wrong) {
+            check(old in text) { "the manifest has no $old" }
+            val refused = assertThrows(Refusal::class.java) { parseManifest(text.replace(old, new).toByteArray()) }
+            assertEquals(Reason.MANIFEST_BROKEN, refused.reason)
+        }
     }
 
     companion object {

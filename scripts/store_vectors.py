@@ -25,6 +25,7 @@ from edgeq.core.manifest import (
     MANIFEST_NAME,
     Bundle,
     CudaBox,
+    LanguageFacts,
     NpuNeeds,
     SizeRange,
     Tensor,
@@ -93,7 +94,8 @@ def manifest() -> bytes:
         planned_bytes=5_120,
         cpu_operators=("cortex_m::quantize_per_tensor.out",),
     )
-    changes |= {"inputs": inputs, "planned_memory_bytes": 4096, "npu": npu}
+    language = LanguageFacts(context_length=2048, most_tokens=128, vocabulary=32_000, bos_id=1, eos_ids=(2,))
+    changes |= {"inputs": inputs, "planned_memory_bytes": 4096, "npu": npu, "language": language}
     return manifest_bytes(old.model_copy(update=changes))
 
 

@@ -30,10 +30,13 @@ from edgeq.core.devices import load_device
 from edgeq.core.errors import UsageError, nearest
 from edgeq.core.results.artifact import Artifact, Inputs
 from edgeq.core.results.measured import VerifyReport
+from edgeq.core.results.model import LoweredModel
 from edgeq.core.results.report import CheckReport, Gate, PackageResult
 from edgeq.core.samples import state_specs
+from edgeq.core.schemes import FLOAT_SCHEMES
 from edgeq.core.system import host_arch
 from edgeq.core.targets import TargetProfile
+from edgeq.core.units import counted
 
 
 def validate_options(
@@ -287,6 +290,24 @@ def _device_warnings(verified: VerifyReport) -> tuple[str, ...]:
 NO_GRAPH = "lowering parity was not checked: an existing artifact has no converted graph to compare with"
 
 
+_SMALL_BYTES = 100_000  # of smaller artifacts, what surrounds the weights may be most
+
+
+def _larger_than_fp32(times: float, lowered: LoweredModel) -> str:
+    """Say that a quantized artifact is larger than the float weights, and why where that is seen."""
+    modules = {layer.name.partition("#")[0] for layer in lowered.layers}
+    said = f"the artifact is {times:.2g} times as large as the fp32 weights, although they are quantized"
+    if len(lowered.layers) < _STEPS * max(1, len(modules)):
+        return said
+    calls = f"{len(lowered.layers):,} calls of {counted(len(modules), 'layer')}"
+    fewer = "give fewer steps for each call, with the state as an input and an output (--state)"
+    other = "use a runtime with recurrent kernels, ONNX Runtime or QNNPACK"
+    return f"{said}: the graph has {calls}, as recurrent layers are written out step by step; {fewer}, or {other}"
+
+
+_STEPS = 8  # calls of a layer, from which on the graph is that of steps
+
+
 def _warnings(artifact: Artifact, inputs: Inputs, target: TargetProfile, scheme: str) -> tuple[str, ...]:
     """Return what fails no gate, users must know, and no limit changes."""
     lowered, verified, quantized = artifact.lowered, artifact.verified, artifact.quantized
@@ -295,6 +316,8 @@ def _warnings(artifact: Artifact, inputs: Inputs, target: TargetProfile, scheme:
         said.append("the weights are random: install and release will refuse this bundle")
     if inputs.model.kind in ("pte", "ptl"):
         said.append(NO_GRAPH)
+    if scheme not in FLOAT_SCHEMES and artifact.size_bytes > max(inputs.model.fp32_bytes, _SMALL_BYTES):
+        said.append(_larger_than_fp32(artifact.size_bytes / max(1, inputs.model.fp32_bytes), lowered))
     return (
         *said,
         *quantized.remarks,

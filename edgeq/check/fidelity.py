@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from edgeq.check.gate import decibels, unverified
 from edgeq.core.config import GateOptions
 from edgeq.core.errors import ExitCode
-from edgeq.core.intervals import Z95, matched_pairs, samples_for_drop, share
+from edgeq.core.intervals import Z95, least_provable_drop, samples_for_drop, share
 from edgeq.core.results.measured import ClassDrop, Fidelity, GroupFidelity, OutputAgreement, VerifyReport
 from edgeq.core.results.report import Gate
 from edgeq.core.schemes import FLOAT_SCHEMES, LOST_DB
@@ -335,7 +335,7 @@ def unproven_drop(fidelity: Fidelity, limit_pp: float) -> str:
     if drop is None or count is None or drop.high <= limit_pp or drop.estimate > limit_pp:
         return ""
     equal = drop.estimate == 0 if fidelity.lost is None else not (fidelity.lost or fidelity.won)
-    if 100 * matched_pairs(0, 0, count)[1] <= limit_pp and not equal:
+    if least_provable_drop(count) <= limit_pp and not equal:
         return ""
     return (
         f"{counted(count, 'distinct sample')} cannot prove a drop within {limit_pp:g} pp: the drop is "

@@ -14,6 +14,7 @@ from edgeq.check.fidelity import needed_for_drop, proves_changes, score_is_share
 from edgeq.check.gate import at_least, at_most, unverified
 from edgeq.core.config import GateOptions
 from edgeq.core.errors import ExitCode
+from edgeq.core.intervals import beyond_proof
 from edgeq.core.results.measured import (
     CountReport,
     DeviceMeasures,
@@ -156,6 +157,8 @@ def _drop_of(fidelity: Fidelity | None, measured: Measured, limit: float) -> tup
     count = fidelity.samples if fidelity.distinct is None else fidelity.distinct
     repeats = f" over {counted(count, 'distinct sample')} of {fidelity.samples}" if count < fidelity.samples else ""
     needed = f"; {needed_for_drop(fidelity, limit)}" if drop.estimate <= limit < drop.high else ""
+    if not needed and drop.high > limit and fidelity.lost is not None and (why := beyond_proof(count, limit)):
+        needed = f"; {why}"
     return (
         drop.high,
         f"upper end of the 95% interval{repeats}; the estimate is {drop.estimate:.2f} pp{where}{needed}",

@@ -48,6 +48,20 @@ def matched_pairs(lost: float, won: float, count: float, z: float = Z95) -> tupl
     return max(-1.0, centre - half), min(1.0, centre + half)
 
 
+def least_provable_drop(count: float) -> float:
+    """Return the drop, in percentage points, that samples scored 0 or 1 prove where none of them changes."""
+    return 100 * matched_pairs(0, 0, count)[1]
+
+
+def beyond_proof(count: int, limit_pp: float) -> str:
+    """Return that samples, scored 0 or 1, are too few to prove a drop within a limit; "" where they can."""
+    least = least_provable_drop(count)
+    if least <= limit_pp:
+        return ""
+    proven = f"{count:,} distinct samples prove a drop within {least:.2f} pp at best, where no answer changes"
+    return f"{proven}; {limit_pp:g} pp needs {samples_for_drop(limit_pp / 100, 0, 0):,}"
+
+
 def mean_difference_half_width(differences: Sequence[float], count: float, span: float) -> float:
     """Return half the 95% interval of a mean of paired differences of scores with values other than 0 and 1.
 

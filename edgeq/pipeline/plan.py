@@ -12,6 +12,7 @@ from typing import Any
 from edgeq.config.resolve import with_demo_data
 from edgeq.core.config import LOCAL, Job, Progress
 from edgeq.core.errors import EdgeqError, UsageError
+from edgeq.core.intervals import least_provable_drop
 from edgeq.core.results.artifact import Inputs
 from edgeq.core.results.model import ModelFacts
 from edgeq.core.results.report import DataFacts, ModelError, PackageResult
@@ -619,7 +620,7 @@ def _own(job: Job, target: TargetProfile, scheme: str, defaults: Defaults, facts
         *_quantize(job, target, scheme),
         *_tables(target, scheme, facts),
         ("lower", f"{target.runtime}, {target.backend}, for runtime {target.app.oldest} and newer"),
-        ("check", _joined(_gates(job, target, scheme)) or _NO_GATES),
+        ("check", _joined(_gates(job, target, scheme, facts)) or _NO_GATES),
         ("verify", verify),
         *([("emulate", _emulated(job, target))] if wants_emulation(target, job.device) else []),
         *([("compare", "fp32 and fp16 of the same target, which are then dropped")] if job.compare else []),
@@ -697,11 +698,15 @@ def _limits(job: Job) -> list[str]:
     ]
 
 
-def _gates(job: Job, target: TargetProfile, scheme: str) -> list[str]:
+def _gates(job: Job, target: TargetProfile, scheme: str, facts: ModelFacts | None) -> list[str]:
     gates = job.gates
     lines = _limits(job)
-    if any(name == "accuracy_drop" for name, _ in gates.limits):
-        lines.append(f"the drop's {gates.limit_on} counts")
+    drop = dict(gates.limits).get("accuracy_drop")
+    if drop is not None:
+        count = facts.evaluation_samples if facts and gates.limit_on == "interval" else None
+        least = least_provable_drop(count) if count else 0.0
+        proof = f" ({count:,} samples prove {least:.2f} pp at best: it cannot pass)" if count and least > drop else ""
+        lines.append(f"the drop's {gates.limit_on} counts{proof}")
     if gates.latency_on == "predicted":
         lines.append(f"latency as predicted for {gates.device} counts")
     if gates.shipped is not None:

@@ -10,6 +10,7 @@ from typing import Any
 from edgeq.config.resolve import with_demo_data
 from edgeq.core.config import REJECTED_NAME, Job, Progress
 from edgeq.core.errors import FoundErrors, UsageError, VerificationError, first_line, raise_findings
+from edgeq.core.intervals import beyond_proof
 from edgeq.core.lazy import np
 from edgeq.core.manifest import ETDUMP_NAME, check_slug
 from edgeq.core.marks import is_built_in_metric
@@ -205,9 +206,11 @@ def prepare(
     check_calibration(job, schemes)
     train = None if NEEDS_TRAINING.isdisjoint(schemes) else _train(job)
     n_classes = _classes(job, outputs)
-    with progress.task("read the data"):
+    with progress.task("read the data") as task:
         opened, facts = open_data(job, model, preprocess, n_classes, schemes)
         metric, metric_name = _metric(job, model, outputs, opened.get("evaluation"))
+        if n_classes is not None and (why := _cannot_pass(job, opened.get("evaluation"))):
+            task.note(why)
     calibration, evaluation = opened["calibration"], opened.get("evaluation")
     if evaluation is not None:
         _score_one(evaluation, metric, model, n_classes)
@@ -234,6 +237,15 @@ def prepare(
         remarks=(*model.remarks, *_label_remarks(job, labels)),
         work=work,
     )
+
+
+def _cannot_pass(job: Job, evaluation: Dataset | None) -> str:
+    """Return that a limit on the accuracy drop fails for any artifact, since there are too few samples; else ""."""
+    limit = dict(job.gates.limits).get("accuracy_drop")
+    if limit is None or job.gates.limit_on == "point" or evaluation is None or not evaluation.labelled:
+        return ""
+    why = beyond_proof(evaluation.count, limit)
+    return why and f"--limit accuracy_drop={limit:g}pp cannot pass: {why}; --limit-on point judges the estimate alone"
 
 
 def _classes(job: Job, outputs: Sequence[TensorSpec]) -> int | None:
@@ -651,7 +663,7 @@ def _check_inputs(job: Job, progress: Progress) -> ModelFacts:
         schemes = {scheme for target in job.all_targets for scheme in job.possible_schemes(target)}
         with found.of("qat.train"):
             _train(job)
-        metric = None
+        metric, evaluated = None, None
         with found.of("data.metric"):
             if job.data.metric is not None and not is_built_in_metric(job.data.metric):
                 metric = _on_copies(load_metric(job.data.metric))
@@ -663,7 +675,8 @@ def _check_inputs(job: Job, progress: Progress) -> ModelFacts:
                     elif origin is not None:
                         data, _ = _opened_one(job, model, preprocess, n_classes, (role, origin, limit))
                         if role == "evaluation":
+                            evaluated = data.count if job.data.metric is None else None
                             _score_one(data, metric, model, n_classes)
     found.raise_all()
     work = file_work(model.model, model.inputs) if model.kind == "onnx" else work
-    return ModelFacts(inputs=model.inputs, outputs=outputs, work=work, notes=model.notes)
+    return ModelFacts(inputs=model.inputs, outputs=outputs, work=work, notes=model.notes, evaluation_samples=evaluated)

@@ -12,6 +12,7 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, TextIO
 
+from edgeq.core.intervals import beyond_proof
 from edgeq.core.manifest import Manifest
 from edgeq.core.results.measured import Agreement, Emulation, Fidelity, Interval, OutputComparison
 from edgeq.core.results.model import KeptValues, LayerSqnrs, RankedLayers, Search
@@ -785,7 +786,9 @@ def next_steps(row: PackageResult, rows: Sequence[PackageResult], *, bundle: str
         for one in tried
         if failed and one.passed and one.scheme != row.scheme and not _breaks(one, row)
     ]
-    if failed & _ACCURACY_GATES:
+    unproven = _unproven(row)
+    said += unproven
+    if failed & _ACCURACY_GATES and not unproven:
         said += _float_layer(row)
     if "parity" in failed:
         said.append(
@@ -807,6 +810,18 @@ def next_steps(row: PackageResult, rows: Sequence[PackageResult], *, bundle: str
             f"{names}: measure on a device: edgeq verify {bundle or row.path} --on {on} --write-verdict verdict.json"
         )
     return list(dict.fromkeys(said))
+
+
+def _unproven(row: PackageResult) -> list[str]:
+    """Return what proves a limit on the accuracy drop that the evaluation data cannot prove for any artifact."""
+    bound = next((gate.bound for gate in row.gates if gate.name == "accuracy_drop" and not gate.passed), None)
+    fidelity = row.verified.fidelity
+    if bound is None or fidelity is None or fidelity.lost is None or fidelity.distinct is None:
+        return []
+    why = beyond_proof(fidelity.distinct, bound)
+    if not why:
+        return []
+    return [f"give more evaluation data ({why}), or judge the estimate alone: --limit-on point"]
 
 
 def _breaks(one: Variant, row: PackageResult) -> bool:

@@ -379,12 +379,14 @@ class ModelFacts:
         outputs: () for an artifact, which is not run.
         work: None where it was not seen.
         notes: those of the loaded model.
+        evaluation_samples: how many there are; None where that is not known yet.
     """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     work: ModelWork | None
     notes: tuple[str, ...]
+    evaluation_samples: int | None = None
 
 
 # a file beside the artifact, with its role

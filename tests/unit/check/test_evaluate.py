@@ -15,6 +15,7 @@ from edgeq.check.gates import GATES, allowed_unmeasured, exit_code_of
 from edgeq.check.stores import store_limits
 from edgeq.core.config import GateOptions
 from edgeq.core.errors import ExitCode, UsageError
+from edgeq.core.results.model import Layer
 
 from .gate_builders import lowered, parity, sized, target, verified
 
@@ -143,6 +144,17 @@ def test_warnings_of_random_weights_and_of_the_store():
     assert len(report.warnings) == 3
     assert "random" in report.warnings[0]
     assert "16 KB" in report.warnings[2]
+
+
+def test_a_quantized_artifact_that_is_larger_than_the_float_weights_is_said():
+    steps = tuple(Layer(name=f"lstm#{i}", op="linear", macs=10, weight_bytes=10, delegated=True) for i in range(100))
+    unrolled = dataclasses.replace(lowered(), layers=steps)
+    (said,) = [one for one in checked(model=unrolled, size_bytes=200_000).warnings if "as large as" in one]
+    assert "the graph has 100 calls of 1 layer, as recurrent layers are written out step by step" in said
+    assert "--state" in said
+    (said,) = [one for one in checked(size_bytes=200_000).warnings if "as large as" in one]
+    assert "step by step" not in said
+    assert not [one for one in checked(size_bytes=90_000).warnings if "as large as" in one]
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,21 @@ def test_every_view_says_what_to_try_next(row):
     assert to_annotations(of(row))[0].endswith(f"%0Anext: {step}")
 
 
+def test_a_drop_that_the_data_cannot_prove_asks_for_data_and_not_for_another_scheme(row):
+    drop = dataclasses.replace(gate("accuracy_drop"), exit_code=ExitCode.ACCURACY, bound=0.1)
+    fidelity = dataclasses.replace(row.verified.fidelity, distinct=599, lost=1, won=0)
+    verified = dataclasses.replace(row.verified, fidelity=fidelity)
+    failed = dataclasses.replace(row, verified=verified, checked=dataclasses.replace(row.checked, gates=(drop,)))
+    text = to_markdown(of(failed))
+    assert "give more evaluation data (599 distinct samples prove a drop within 0.33 pp at best" in text
+    assert "--limit-on point" in text
+    assert "--keep-fp32" not in text
+    enough = dataclasses.replace(
+        failed, verified=dataclasses.replace(verified, fidelity=dataclasses.replace(fidelity, distinct=5000))
+    )
+    assert "give more evaluation data" not in to_markdown(of(enough))
+
+
 def test_a_busy_host_is_no_alert_of_the_repository(row):
     timing = dataclasses.replace(row.verified.timing, p90_ms=9 * row.verified.timing.p50_ms)
     verified = dataclasses.replace(row.verified, timing=timing)

@@ -77,7 +77,10 @@ def with_cache(module: Any, context_length: int) -> Any:
             for index, layer in enumerate(self.static_cache.layers):
                 layer.keys, layer.values = (getattr(self, f"{name}_cache_{index}") for name in ("key", "value"))
                 layer.cumulative_length = input_pos[0].clone()
-            return self.model(input_ids=tokens, use_cache=True, **{cache_name: self.static_cache}).logits
+            logits = self.model(input_ids=tokens, use_cache=True, **{cache_name: self.static_cache}).logits
+            for layer in self.static_cache.layers:  # else a capture leaves its stand-ins there, which cannot be copied
+                layer.keys = layer.values = layer.cumulative_length = None
+            return logits
 
     settings = module.generation_config
     settings.use_cache, settings.cache_implementation = True, "static"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import shutil
 
@@ -12,6 +13,7 @@ import torch
 from edgeq.core.errors import UnsupportedError, UsageError
 from edgeq.load.language import open_text
 from edgeq.load.model import load_model
+from edgeq.quantize.capture import capture
 
 LENGTH = 48
 
@@ -33,6 +35,15 @@ def test_a_prompt_and_each_token_after_it_have_the_logits_of_the_whole_text(kind
             came += [model.model(text[:, place : place + 1], torch.tensor([place])) for place in range(20, LENGTH)]
             assert torch.allclose(torch.cat(came, 1), expected, atol=1e-3 * float(expected.abs().max()))
             model.model(text.flip(1), torch.tensor([0]))
+
+
+def test_a_captured_model_can_be_copied():
+    model = cached()
+    capture(model)
+    copied = copy.deepcopy(model.model)  # as schemes that exchange modules do
+    inputs = (torch.tensor([[5, 6, 7]]), torch.tensor([0]))
+    with torch.no_grad():
+        assert torch.equal(copied(*inputs), model.model(*inputs))
 
 
 def test_what_runners_ask_for_is_known(tmp_path):

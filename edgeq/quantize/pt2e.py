@@ -333,15 +333,21 @@ def _dynamic(spec: QuantizeSpec, scheme: SchemeName) -> QuantizedModel:
     undivided: list[str] = []
     if scheme == A8W4_SCHEME:
         sizes = int4_groups(scheme, spec.int4_group)
-        for nodes, matrix in _linear_weights(graph, is_float):
-            names = tuple(dict.fromkeys(map(_name_in_table, nodes)))
-            # XNNPACK keeps scales of groups in bfloat16, and takes positive ones alone
-            found = in_groups(matrix, sizes, scale_type=torch.bfloat16, is_signed=False)
-            if found is None:
-                undivided += names
-            else:
-                _multiply_in_int8(graph, nodes, *found)
-                in_int4.append(GroupedWeight(layers=names, codes=found[0].numpy(), scales=found[1].numpy()))
+        weights = _linear_weights(graph, is_float)
+        with spec.progress.task(f"round the weights of {spec.label}", len(weights), "layers") as task:
+            for nodes, matrix in weights:
+                names = tuple(dict.fromkeys(map(_name_in_table, nodes)))
+                # XNNPACK keeps scales of groups in bfloat16, and takes positive ones alone
+                found = in_groups(matrix, sizes, scale_type=torch.bfloat16, is_signed=False)
+                if found is None:
+                    undivided += names
+                else:
+                    _multiply_in_int8(graph, nodes, *found)
+                    in_int4.append(GroupedWeight(layers=names, codes=found[0].numpy(), scales=found[1].numpy()))
+                task.advance()
+        graph.graph.eliminate_dead_code()
+        graph.delete_all_unused_submodules()
+        graph.recompile()
         if not in_int4:
             what = f"{scheme} quantized nothing: no group of {sizes[-1]} or more divides the rows of a linear layer"
             raise UnsupportedError(what, "use --scheme dynamic-int8, or omit --keep-fp32")
@@ -428,9 +434,6 @@ def _multiply_in_int8(graph_module: Any, layers: Sequence[Any], codes: Any, scal
                 key: node.meta[key] for key in ("nn_module_stack", "stack_trace", "custom") if key in node.meta
             }
         node.args = (value, weight, *node.args[2:])
-    graph.eliminate_dead_code()
-    graph_module.delete_all_unused_submodules()
-    graph_module.recompile()
 
 
 def _is_grouped(node: Any) -> bool:

@@ -297,21 +297,21 @@ def in_groups(
         return None
     groups = matrix.detach().reshape(len(matrix), -1, size)
     end = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))
-    best = torch.full_like(end, float("inf"))
-    codes, scales = torch.zeros_like(groups, dtype=torch.int8), torch.ones_like(end)
+    least = torch.full_like(end, float("inf"))
+    scales, tried = torch.ones_like(end), torch.empty_like(groups)
     for steps in (-8, 7):
         for share in torch.linspace(1, 0.75, 11):
             scale = (end * share / steps).to(scale_type).float()
-            scale = torch.where(
-                scale == 0, 1, scale if is_signed else scale.abs()
-            )  # zeros, and what is rounded to zero
+            scale = scale if is_signed else scale.abs()
+            scale = torch.where(scale == 0, 1, scale)  # of zeros, and of what is rounded to zero
             if not scale.isfinite().all():
                 return None
-            tried = (groups / scale).round().clamp(-8, 7)
-            error = (tried * scale - groups).square().sum(-1, keepdim=True)
-            better = error < best
-            best = torch.where(better, error, best)
-            codes, scales = torch.where(better, tried.to(torch.int8), codes), torch.where(better, scale, scales)
+            # in place: a language model's weights are most of the memory
+            torch.div(groups, scale, out=tried).round_().clamp_(-8, 7).mul_(scale).sub_(groups).square_()
+            error = tried.sum(-1, keepdim=True)
+            better = error < least
+            least, scales = torch.where(better, error, least), torch.where(better, scale, scales)
+    codes = torch.div(groups, scales, out=tried).round_().clamp_(-8, 7).to(torch.int8)
     return codes, scales.squeeze(-1)
 
 

@@ -423,7 +423,9 @@ def _example_inputs(make: UserFunction, module: Any) -> Any:
 
 
 def _fp32_bytes(tensors: Any) -> int:
-    return sum(4 * tensor.numel() for tensor in tensors if tensor.dtype.is_floating_point or tensor.is_quantized)
+    """Return the bytes of floating-point tensors in float32; a tied weight, which has two names, counts once."""
+    floats = [one for one in tensors if one.dtype.is_floating_point or one.is_quantized]
+    return sum(4 * count for _, count in {(one.data_ptr(), one.numel()) for one in floats})
 
 
 def _tensors(module: Any) -> dict[str, Any]:

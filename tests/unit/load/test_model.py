@@ -341,3 +341,31 @@ def net():
     model = load(f"{script(text)}:net", inputs=["1x3x8x8"])
     with torch.no_grad():
         assert model.model(torch.ones(1, 3, 8, 8)).shape == (1, 4, 6, 6)
+
+
+
+TIED = """
+import torch
+from torch import nn
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.head = nn.Embedding(50, 8), nn.Linear(8, 50)
+        self.head.weight = self.table.weight
+
+    def forward(self, tokens):
+        return self.head(self.table(tokens))
+
+
+def untied():
+    net = Tied()
+    net.head.weight = nn.Parameter(net.table.weight.detach().clone())
+    return net
+"""
+
+
+def test_a_tied_weight_counts_once_among_the_float_bytes(script):
+    sizes = [load(f"{script(TIED)}:{name}", inputs=["1x4:0..49"]).fp32_bytes for name in ("Tied", "untied")]
+    assert sizes == [4 * (50 * 8 + 50), 4 * (2 * 50 * 8 + 50)]

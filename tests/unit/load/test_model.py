@@ -343,7 +343,6 @@ def net():
         assert model.model(torch.ones(1, 3, 8, 8)).shape == (1, 4, 6, 6)
 
 
-
 TIED = """
 import torch
 from torch import nn
